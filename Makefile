@@ -1,0 +1,78 @@
+# Dashcache. `make` lists the targets; `make check` is what CI runs before the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := proxy tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test test-nightly check fmt lint type audit lock bench seed image clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.runtime ## set up and start the proxy (embedded Redis unless REDIS_URL is set)
+	@exec $(BIN)/dashcache run
+
+demo: $(VENV)/.dev ## simulator, proxy and the real SDK over a few hundred texts; prints what was saved
+	@$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/.dev .venv-dashscope2/.installed ## set up and pass all tests
+	@$(BIN)/python -m pytest -q
+
+test-nightly: $(VENV)/.dev .venv-dashscope2/.installed ## all tests, the slow ones too
+	@$(BIN)/python -m pytest -q -m "slow or not slow" --timeout 600
+
+check: $(VENV)/.dev ## lint, format and types
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+
+fmt: $(VENV)/.dev ## put the code into its form
+	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	@$(BIN)/ruff format --quiet $(SOURCES)
+
+seed: $(VENV)/.dev ## a simulated week of the seed workload: calls saved, Redis memory
+	@$(BIN)/python -m benchmarks.seed_workload
+
+bench: $(VENV)/.dev ## the figures that the README quotes
+	@$(BIN)/python -m benchmarks.seed_workload
+	@$(BIN)/python -m benchmarks.redis_faults
+	@$(BIN)/python -m benchmarks.batches
+
+lock: ## resolve the lock files anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
+	  --upgrade -o requirements.lock pyproject.toml --group build
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
+	  --upgrade -o requirements-dev.lock pyproject.toml --group dev
+	echo "dashscope==2.0.2" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --quiet --upgrade -o requirements-dashscope2.lock -
+
+image: ## build the container image
+	docker build -t dashcache .
+
+clean: ## remove what the targets made
+	rm -rf .venv .venv-dashscope2 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "installing (once) ..."
+	@test -e $(VENV)/.dev || $(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	@echo "installing what the tests need (once) ..."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@ $(VENV)/.runtime
+
+# The 2.x client wants another certifi than dashvector does, so it has an environment of its own.
+.venv-dashscope2/.installed: requirements-dashscope2.lock
+	@$(PYTHON) -m venv .venv-dashscope2
+	@.venv-dashscope2/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes -r $<
+	@touch $@
