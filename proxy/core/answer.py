@@ -1,0 +1,61 @@
+"""The answer to a client: a head, and a body that is either at hand or still arriving."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.core.request import HeaderLines
+
+
+class Stream(Protocol):
+    """A body that arrives in pieces."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The pieces as they arrive. Raises UpstreamError when the body ends before it is complete."""
+
+    def close(self) -> None:
+        """Let go of whoever sends it. Safe to call at any time, and more than once."""
+
+
+class Body(Protocol):
+    """A client's request body: read whole up to a limit, or passed on as it arrives."""
+
+    @property
+    def length(self) -> int | None:
+        """Declared length in bytes; ``None`` for a chunked body."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the request has no body at all (a body of zero bytes counts as one)."""
+
+    async def read(self, limit: int) -> bytes | None:
+        """The whole body, or ``None`` when it is longer than *limit*; nothing of it is lost for ``pieces``."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """All of the body, what ``read`` has already taken included."""
+
+
+def nothing() -> None:
+    """What there is to do after an answer that leaves nothing to do."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """
+    What the client is told. ``headers`` holds end-to-end lines without framing; the server frames.
+
+    ``length`` is the declared length of a streamed body, if the upstream declared one. ``after`` is called once, when
+    the last byte was handed to the transport: work that no client should wait for.
+    """
+
+    status: int
+    reason: str
+    headers: HeaderLines
+    body: bytes | Stream
+    length: int | None = None
+    after: Callable[[], None] = field(default=nothing)
+
+    def close(self) -> None:
+        """Let go of a body that nobody will read."""
+        if not isinstance(self.body, bytes):
+            self.body.close()

@@ -1,0 +1,51 @@
+"""Outcome to header lines: Cache-Status (RFC 9211), Age (RFC 9111 §5.1) and our own counters."""
+
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.request import HeaderLines
+
+_FORWARDED = {
+    CacheState.PARTIAL: "fwd=partial",
+    CacheState.MISS: "fwd=miss",
+    CacheState.BYPASS: "fwd=bypass",
+}
+
+
+def cache_status(outcome: Outcome) -> str:
+    """
+    The value of Cache-Status, for example ``dashcache; hit; ttl=604001``.
+
+    RFC 9211 §2; ``fwd=partial`` and ``fwd=miss`` are its registered values as far as they fit a batch of items.
+    """
+    members = ["dashcache"]
+    if outcome.state is CacheState.HIT:
+        members.append("hit")
+    elif outcome.state in _FORWARDED:
+        members.append(_FORWARDED[outcome.state])
+    if outcome.upstream_status is not None:
+        members.append(f"fwd-status={outcome.upstream_status}")
+    if outcome.ttl_s is not None and outcome.hits:
+        members.append(f"ttl={outcome.ttl_s}")
+    if outcome.stored:
+        members.append("stored")
+    if outcome.coalesced:
+        members.append("collapsed")
+    if outcome.detail:
+        members.append(f"detail={outcome.detail}")
+    return "; ".join(members)
+
+
+def header_lines(outcome: Outcome) -> HeaderLines:
+    """The lines that tell a client how its answer came about; none for answers that are not ours to cache."""
+    if outcome.state in (CacheState.PASS, CacheState.REFUSED):
+        return ()
+    lines = [(b"Cache-Status", cache_status(outcome).encode("ascii"))]
+    if outcome.items:
+        lines.append((b"X-Dashcache-Items", b"%d/%d" % (outcome.hits, outcome.items)))
+    if outcome.age_s is not None and outcome.hits:
+        lines.append((b"Age", b"%d" % outcome.age_s))
+    if outcome.origins:
+        lines.append((b"X-Dashcache-Origin", ", ".join(outcome.origins[:_MAX_ORIGINS]).encode("latin-1", "replace")))
+    return tuple(lines)
+
+
+_MAX_ORIGINS = 25  # the largest batch a vendor takes in one call

@@ -1,0 +1,119 @@
+"""
+Strict JSON that keeps what matters for identity: number spelling, member order, duplicate members.
+
+``parse`` refuses whatever two parsers could read differently; ``compact`` writes a tree back; ``canonical`` writes it
+with sorted members. Numbers stay text from one end to the other, so ``1``, ``1.0`` and ``1e0`` remain three things.
+"""
+
+import json
+import re
+from json.encoder import encode_basestring
+from typing import NoReturn
+
+
+class Ambiguous(ValueError):  # noqa: N818  a verdict, not a fault
+    """The text is not JSON, or not JSON that everybody reads alike."""
+
+
+class Number(str):
+    """A JSON number, exactly as it was spelled."""
+
+    __slots__ = ()
+
+
+Tree = dict[str, "Tree"] | list["Tree"] | str | Number | bool | None
+"""A parsed document; ``Number`` is a ``str``, so test for it first."""
+
+_MAX_DEPTH = 64  # far beyond any vendor request; keeps recursion far from Python's own limit
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, the only way to write one in UTF-8
+
+
+def parse(body: bytes) -> Tree:
+    """
+    Parse *body*, UTF-8 without a byte order mark.
+
+    Raises:
+        Ambiguous: duplicate members, NaN or Infinity, lone surrogates, bad UTF-8, too deep, or not JSON at all.
+    """
+    try:
+        text = body.decode("utf-8")
+        tree: Tree = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise Ambiguous(str(error)) from error
+    _check_depth(tree)
+    if _SURROGATE.search(text):
+        compact(tree)  # a pair is one character; half of one has no UTF-8 form
+    return tree
+
+
+def compact(tree: Tree) -> bytes:
+    """*tree* as JSON without blanks, members in their order. Raises Ambiguous on lone surrogates and on depth."""
+    return _encode(tree, ordered=False)
+
+
+def canonical(tree: Tree) -> bytes:
+    """*tree* as JSON without blanks and with sorted members: equal bytes exactly for equal documents."""
+    return _encode(tree, ordered=True)
+
+
+def _encode(tree: Tree, *, ordered: bool) -> bytes:
+    parts: list[str] = []
+    _write(tree, parts, ordered, 0)
+    try:
+        return "".join(parts).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Ambiguous("lone surrogate") from error
+
+
+def _write(tree: Tree, parts: list[str], ordered: bool, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise Ambiguous("nested too deeply")
+    if isinstance(tree, Number):
+        parts.append(tree)
+    elif isinstance(tree, str):
+        parts.append(encode_basestring(tree))
+    elif isinstance(tree, dict):
+        members = sorted(tree.items()) if ordered else tree.items()
+        for position, (name, value) in enumerate(members):
+            parts.append("," if position else "{")
+            parts.append(encode_basestring(name) + ":")
+            _write(value, parts, ordered, depth + 1)
+        parts.append("}" if tree else "{}")
+    elif isinstance(tree, list):
+        for position, value in enumerate(tree):
+            parts.append("," if position else "[")
+            _write(value, parts, ordered, depth + 1)
+        parts.append("]" if tree else "[]")
+    else:
+        parts.append({True: "true", False: "false", None: "null"}[tree])
+
+
+def _check_depth(tree: Tree) -> None:
+    """Level by level, without recursion, so that whoever walks the tree afterwards may recurse."""
+    level: list[Tree] = [tree]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+        ]
+        if not level:
+            return
+    raise Ambiguous("nested too deeply")
+
+
+def _members(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        # RFC 8259 §4 leaves the meaning of a repeated name open: one parser takes the first, another the last.
+        raise Ambiguous("duplicate member")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    raise Ambiguous(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=Number, parse_float=Number, parse_constant=_constant, strict=True
+)

@@ -1,0 +1,73 @@
+"""What happened to one request: the one source of its log line, its counters and its Cache-Status header."""
+
+import enum
+from dataclasses import dataclass, field
+
+
+class CacheState(enum.StrEnum):
+    """How the request was answered; the strings are log values and metric labels."""
+
+    HIT = "hit"
+    """Every item came from a tier."""
+    PARTIAL = "partial"
+    """Some items came from a tier; one smaller request fetched the rest."""
+    MISS = "miss"
+    """Looked up, nothing usable, forwarded."""
+    BYPASS = "bypass"
+    """Ours to cache, but not looked up: a mode, the client's wish, or a form that cannot be keyed."""
+    PASS = "pass"  # noqa: S105  a state, not a password
+    """Not ours to cache."""
+    REFUSED = "refused"
+    """Answered by the proxy itself with an error, or not at all."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """
+    Filled in as the request goes; read once when it is over.
+
+    Holds nothing that may not be logged: no text, no vector, no path, no credential.
+    """
+
+    operation: str = "other"
+    upstream: str = ""
+    state: CacheState = CacheState.PASS
+    detail: str = ""
+    """Why not looked up, why not stored, or which error; a value of PassReason, Refusal or ErrorCode."""
+    items: int = 0
+    hits_memory: int = 0
+    hits_redis: int = 0
+    forwarded: int = 0
+    """Items asked of the upstream."""
+    coalesced: int = 0
+    """Items that waited on another request's flight."""
+    upstream_calls: int = 0
+    upstream_status: int | None = None
+    status: int = 0
+    stored: bool = False
+    redis_ok: bool = True
+    """False when Redis was needed and could not be asked."""
+    age_s: int | None = None
+    """Age of the oldest entry in the answer, seconds."""
+    ttl_s: int | None = None
+    """Shortest remaining lifetime in the answer, seconds."""
+    tokens_saved: int = 0
+    shadow_hits: int = 0
+    shadow_mismatches: int = 0
+    request_id: str = ""
+    origins: tuple[str, ...] = ()
+    """The vendor's ids of the requests that paid for what was served."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    started_s: float = 0.0
+    """Monotonic seconds."""
+    redis_ms: float = 0.0
+    upstream_ms: float = 0.0
+    total_ms: float = 0.0
+    client_gone: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hits(self) -> int:
+        """Items served from a tier."""
+        return self.hits_memory + self.hits_redis

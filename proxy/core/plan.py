@@ -1,0 +1,138 @@
+"""What a vendor's adapter says about a request: pass it, or read its items from the cache."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.core.entry import Row
+from proxy.core.request import Request
+
+
+class PassReason(enum.StrEnum):
+    """Why a request goes straight through; the strings are log values, metric labels and Cache-Status details."""
+
+    NOT_CACHED = "not-cached"
+    """The path is not one that the cache knows."""
+    NO_CREDENTIAL = "no-credential"
+    """Nobody to whom an entry could belong."""
+    ASYNC_TASK = "async-task"
+    """X-DashScope-Async: the answer is a task, not a result."""
+    EVENT_STREAM = "event-stream"
+    """The client asks for server-sent events."""
+    ENCRYPTED = "encrypted"
+    """X-DashScope-EncryptionKey: a body that is new each time."""
+    TEMPORARY_REFERENCE = "temporary-reference"
+    """``oss://`` references live for 48 hours and then mean nothing."""
+    CONTENT_CODING = "content-coding"
+    """The request body is compressed; it is passed as it is."""
+    CONTENT_TYPE = "content-type"
+    """Not declared as JSON in UTF-8."""
+    BODY_TOO_LARGE = "body-too-large"
+    """Larger than the configured body limit for keyed requests."""
+    AMBIGUOUS = "ambiguous"
+    """Not JSON, or JSON that two parsers may read differently."""
+    UNKNOWN_SHAPE = "unknown-shape"
+    """JSON, but not the documented form: the vendor's own error is the best answer."""
+    OVER_CAP = "over-cap"
+    """More items than the vendor takes in one call; it says so itself."""
+    BYPASS = "bypass"
+    """An operator's switch."""
+    NO_STORE = "no-store"
+    """The client's Cache-Control: no-store."""
+    SHADOW = "shadow"
+    """An operator's switch: looked up and compared, but always forwarded."""
+    IDENTITY_REFUSED = "identity-refused"
+    """The client's Accept-Encoding forbids an unencoded answer."""
+
+
+class Refusal(enum.StrEnum):
+    """Why an answer was not stored."""
+
+    STATUS = "status"
+    VENDOR_ERROR = "vendor-error"
+    TOO_LARGE = "too-large"
+    CONTENT_CODING = "content-coding"
+    CONTENT_TYPE = "content-type"
+    NO_STORE = "no-store"
+    VARY = "vary"
+    SET_COOKIE = "set-cookie"
+    SHAPE = "shape"
+    """Not the documented form."""
+    INCOMPLETE = "incomplete"
+    """An index missing, twice, or outside the request."""
+    WRONG_DIMENSION = "wrong-dimension"
+    NOT_FINITE = "not-finite"
+    """A vector with something else than finite numbers."""
+
+
+class NotStorable(Exception):  # noqa: N818  a verdict, not a fault
+    """The answer goes to the client as it is, and nothing of it is kept."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.value)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Forward untouched, streaming both ways."""
+
+    reason: PassReason
+    operation: str = "other"
+
+
+class Read(Protocol):
+    """
+    A request whose items may be answered from the cache.
+
+    ``identity`` is everything that can change the answer but the items themselves, as parts of a key; ``items`` is the
+    key material of each item in the client's order. Duplicates are allowed: equal material is the same item.
+    """
+
+    @property
+    def operation(self) -> str:
+        """The operation's name in modes, metrics and logs: ``embedding``."""
+
+    @property
+    def model(self) -> str:
+        """The vendor's model, as asked for; chooses the lifetime."""
+
+    @property
+    def identity(self) -> tuple[bytes, ...]:
+        """Parts of the key that all items share."""
+
+    @property
+    def items(self) -> tuple[bytes, ...]:
+        """Key material, one per item."""
+
+    def narrowed(self, positions: Sequence[int]) -> bytes:
+        """The body of a smaller request that asks only for the items at *positions*, in that order."""
+
+    def split(self, body: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
+        """
+        The rows in the vendor's answer *body* (decoded) to the items at *positions*, in that order.
+
+        Raises:
+            NotStorable: the answer is not complete and right.
+        """
+
+    def join(self, rows: Sequence[Row], request_id: str) -> bytes:
+        """The answer body made of *rows*, one per item in the client's order, with our *request_id*."""
+
+
+class Adapter(Protocol):
+    """One vendor operation."""
+
+    @property
+    def operation(self) -> str:
+        """The operation's name in modes, metrics and logs."""
+
+    def wants(self, method: str, path: str) -> bool:
+        """Whether the route is this operation's; told before the body is read."""
+
+    def precheck(self, request: Request) -> PassReason | None:
+        """A reason to pass that the headers alone give, so that the body can stream."""
+
+    def plan(self, request: Request) -> "Read | Pass":
+        """What to do with *request*, whose body is there."""

@@ -1,0 +1,70 @@
+"""What ``flow`` needs of the outside, as Protocols: vendors, upstreams, modes, clocks."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.core.answer import Body
+from proxy.core.modes import Mode
+from proxy.core.plan import Adapter
+from proxy.core.request import HeaderLines, Request
+
+
+class UpstreamReply(Protocol):
+    """An upstream's answer: head known, body still arriving. Usable as ``core.answer.Stream``."""
+
+    status: int
+    reason: str
+    headers: HeaderLines
+    """End-to-end lines."""
+    length: int | None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body, or the rest of it. Raises UpstreamError when it breaks off."""
+
+    async def read(self, limit: int) -> tuple[bytes, bool]:
+        """The body up to about *limit* bytes, and whether that is all; the rest can still be iterated."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class Transport(Protocol):
+    """The way to one upstream."""
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port; part of every key, as the same path on two hosts can mean two models."""
+
+    async def send(self, request: Request, body: Body | None = None) -> UpstreamReply:
+        """Send *request*, streaming *body* if the request holds no bytes of its own. Raises UpstreamError."""
+
+
+class ModeSource(Protocol):
+    """Which mode holds now."""
+
+    def mode(self, upstream: str, operation: str) -> Mode:
+        """The mode of *operation* at *upstream*."""
+
+
+class Lifetime(Protocol):
+    """How long a kind of entry lives."""
+
+    def __call__(self, operation: str, model: str) -> float:
+        """Seconds."""
+
+
+Routes = Callable[[str, str], Adapter | None]
+"""Method and path to the adapter that wants them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Two clocks that may disagree: *monotonic* for waiting and measuring, *wall* (Unix seconds) for what is stored."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+
+SYSTEM_CLOCK = Clock()

@@ -1,0 +1,74 @@
+"""The plain request that every part of the proxy looks at, and the few header rules that need no vendor."""
+
+from dataclasses import dataclass
+
+HeaderLines = tuple[tuple[bytes, bytes], ...]
+"""Header lines in the order of the wire; names as the client spelled them."""
+
+# RFC 9110 §7.6.1, and the fields that connections of old times knew. Expect is answered by our own server.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"expect",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    One client request as it will be forwarded: hop-by-hop lines are already gone.
+
+    ``target`` is the request target byte for byte (origin form); ``upstream`` the name of the configured upstream.
+    ``body`` is the whole body, or ``None`` while nobody has asked for it.
+    """
+
+    method: str
+    target: str
+    headers: HeaderLines
+    upstream: str
+    body: bytes | None = None
+
+    @property
+    def path(self) -> str:
+        """The target up to its query."""
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        """The target after its first question mark; empty when there is none."""
+        return self.target.partition("?")[2]
+
+    def values(self, name: bytes) -> tuple[bytes, ...]:
+        """All values of the header *name* (lower case), in the order of the wire."""
+        return tuple(value for line, value in self.headers if line.lower() == name)
+
+    def value(self, name: bytes) -> bytes | None:
+        """The only or first value of the header *name* (lower case)."""
+        return next(iter(self.values(name)), None)
+
+
+def end_to_end(headers: HeaderLines) -> HeaderLines:
+    """
+    *headers* without hop-by-hop lines and without those that a Connection line names.
+
+    Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
+    """
+    named = {
+        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
+    }
+    return tuple(line for line in headers if (low := line[0].lower()) not in HOP_BY_HOP and low not in named)
+
+
+def list_items(values: tuple[bytes, ...]) -> tuple[str, ...]:
+    """The comma-separated members of header *values*, lower case, without blanks (RFC 9110 §5.6.1)."""
+    joined = b",".join(values).decode("latin-1")
+    return tuple(item for part in joined.split(",") if (item := part.strip().lower()))

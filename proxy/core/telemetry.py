@@ -1,0 +1,22 @@
+"""What the inner layers tell about themselves between requests; ``ops`` turns it into log lines and counters."""
+
+from typing import Protocol
+
+
+class Telemetry(Protocol):
+    """Events that belong to no single request. Implementations must not raise and must not wait."""
+
+    def breaker_changed(self, old: str, new: str) -> None:
+        """The breaker in front of Redis went from *old* to *new*: ``closed``, ``open``, ``half-open``."""
+
+    def redis_failed(self, kind: str) -> None:
+        """One Redis operation failed; *kind* is a class of error (``timeout``, ``connection``, ``rejected`` …)."""
+
+    def stored(self, entries: int, failed: int) -> None:
+        """So many entries were written, so many could not be."""
+
+    def entries_rejected(self, entries: int) -> None:
+        """So many stored values did not open: altered, truncated, foreign or old."""
+
+    def background_failed(self, error: BaseException) -> None:
+        """A background task ended with an exception that nobody awaited."""

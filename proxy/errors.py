@@ -1,0 +1,68 @@
+"""
+The errors of the proxy; a small tree.
+
+::
+
+    ProxyError
+    |-- ClientError        the request cannot be served as it is: 400 to 505
+    |-- UpstreamError      the upstream cannot be asked, or answers nonsense: 502, 503, 504
+    `-- ConfigError        start-up only; carries every mistake at once
+
+Trouble with Redis is not here: it never reaches a client, so it has no status. Foreign exceptions are turned into these
+where the foreign library is called, and nowhere else.
+"""
+
+import enum
+
+
+class ErrorCode(enum.StrEnum):
+    """Stable names for our own errors: body ``code``, log value, metric label."""
+
+    BAD_REQUEST = "BadRequest"
+    METHOD_NOT_ALLOWED = "MethodNotAllowed"
+    HEADER_TOO_LARGE = "HeaderTooLarge"
+    NOT_IMPLEMENTED = "NotImplemented"
+    VERSION_NOT_SUPPORTED = "VersionNotSupported"
+    NOT_IN_CACHE = "NotInCache"
+    UPSTREAM_UNREACHABLE = "UpstreamUnreachable"
+    UPSTREAM_TIMEOUT = "UpstreamTimeout"
+    UPSTREAM_PROTOCOL = "UpstreamProtocolError"
+    UPSTREAM_BUSY = "UpstreamBusy"
+    INTERNAL = "ProxyError"
+
+
+class ProxyError(Exception):
+    """Base: *code* names it, *status* is what an HTTP client is told, *message* is safe to show to anybody."""
+
+    status = 500
+
+    def __init__(self, code: ErrorCode, message: str, status: int | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        if status is not None:
+            self.status = status
+
+
+class ClientError(ProxyError):
+    """The fault is in the request."""
+
+    status = 400
+
+
+class UpstreamError(ProxyError):
+    """The fault is between us and the upstream; ``retryable`` when not a byte of an answer was seen."""
+
+    status = 502
+
+    def __init__(self, code: ErrorCode, message: str, status: int | None = None, *, retryable: bool = False) -> None:
+        super().__init__(code, message, status)
+        self.retryable = retryable
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used; *mistakes* lists every one, ready to print."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
