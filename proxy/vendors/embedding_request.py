@@ -1,0 +1,207 @@
+"""
+DashScope text embedding requests, both dialects: which are ours, what identifies each text, how to ask for fewer.
+
+Native: ``POST /api/v1/services/embeddings/text-embedding/text-embedding``, texts in ``input.texts``.
+Compatible (the shape of OpenAI's API): ``POST /compatible-mode/v1/embeddings``, texts in ``input``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from proxy.core import jsontext
+from proxy.core.entry import Row
+from proxy.core.jsontext import Number, Tree
+from proxy.core.plan import Pass, PassReason, Read
+from proxy.core.request import Request
+from proxy.vendors import dashscope
+from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
+from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
+
+OPERATION = "embedding"
+
+Members = dict[str, Tree]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What differs between the two ways to ask for the same vectors."""
+
+    path: str
+    texts_of: Callable[[Members], Tree]
+    with_texts: Callable[[Members, Tree], Members]
+    fields_of: Callable[[Members], Members]
+    """Everything that can change the answer but the texts."""
+    dimension_of: Callable[[Members], Tree]
+    kinds_of: Callable[[Members], frozenset[str] | None]
+    """Which vectors each row must have; ``None`` when the request asks for an unknown kind."""
+    answer: AnswerForm
+
+
+class EmbeddingAdapter:
+    """Plans the text embedding requests of one dialect."""
+
+    operation = OPERATION
+
+    def __init__(
+        self, dialect: Dialect, ignored_headers: frozenset[bytes] = frozenset(), caps: Mapping[str, int] | None = None
+    ) -> None:
+        self._dialect = dialect
+        self._ignored = ignored_headers
+        self._caps = {**BATCH_CAPS, **(caps or {})}
+
+    def wants(self, method: str, path: str) -> bool:
+        """Whether the route is this dialect's; any other spelling of the path is passed on."""
+        return method == "POST" and path == self._dialect.path
+
+    def precheck(self, request: Request) -> PassReason | None:
+        """A reason to pass that the headers alone give."""
+        return dashscope.precheck(request)
+
+    def plan(self, request: Request) -> Read | Pass:
+        """The texts of *request* as items, or why it is passed."""
+        try:
+            return self._read(request)
+        except jsontext.Ambiguous:
+            return Pass(PassReason.AMBIGUOUS, OPERATION)
+
+    def _read(self, request: Request) -> Read | Pass:
+        dialect = self._dialect
+        tree = jsontext.parse(request.body or b"")
+        if not isinstance(tree, dict):
+            return Pass(PassReason.UNKNOWN_SHAPE, OPERATION)
+        model, texts = _string(tree.get("model")), _texts(dialect.texts_of(tree))
+        if texts is None or model is None:
+            return Pass(PassReason.UNKNOWN_SHAPE, OPERATION)
+        if tree.get("stream") not in (None, False):
+            return Pass(PassReason.EVENT_STREAM, OPERATION)
+        if len(texts) > self._caps.get(model, LARGEST_CAP):
+            return Pass(PassReason.OVER_CAP, OPERATION)
+        fields, kinds = dialect.fields_of(tree), dialect.kinds_of(tree)
+        # A list beside the texts could speak of them one by one; asking for fewer texts would then shift its meaning.
+        if kinds is None or _holds_list(fields):
+            return Pass(PassReason.UNKNOWN_SHAPE, OPERATION)
+        return EmbeddingRead(
+            dialect=dialect,
+            tree=tree,
+            body=request.body or b"",
+            model=model,
+            texts=texts,
+            items=tuple(text.encode("utf-8") for text in texts),
+            identity=(
+                dashscope.scope(request),
+                request.target.encode("utf-8", "surrogateescape"),
+                dashscope.other_headers(request, self._ignored),
+                jsontext.canonical(fields),
+            ),
+            asked=Asked(kinds, _positive(dialect.dimension_of(tree))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRead:
+    """A text embedding request, one item per text; implements ``core.plan.Read``."""
+
+    dialect: Dialect
+    tree: Members
+    body: bytes
+    model: str
+    texts: tuple[str, ...]
+    items: tuple[bytes, ...]
+    identity: tuple[bytes, ...]
+    asked: Asked
+
+    @property
+    def operation(self) -> str:
+        """``embedding``, in both dialects."""
+        return OPERATION
+
+    def narrowed(self, positions: Sequence[int]) -> bytes:
+        """A body that asks for the texts at *positions*; the client's own bytes when those are all."""
+        if list(positions) == list(range(len(self.texts))):
+            return self.body
+        wanted: Tree = [self.texts[position] for position in positions]
+        return jsontext.compact(self.dialect.with_texts(self.tree, wanted))
+
+    def split(self, body: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
+        """The rows in the vendor's answer; see ``core.plan.Read``."""
+        weights = [max(1, len(self.items[position])) for position in positions]
+        return split(self.dialect.answer, body, self.asked, weights)
+
+    def join(self, rows: Sequence[Row], request_id: str) -> bytes:
+        """The answer made of *rows*; see ``core.plan.Read``."""
+        return join(rows, request_id)
+
+
+def _texts(value: Tree) -> tuple[str, ...] | None:
+    """The texts as a tuple; a lone string is a batch of one. ``None`` for anything else, an empty batch included."""
+    members = [_string(member) for member in (value if isinstance(value, list) else [value])]
+    texts = tuple(member for member in members if member is not None)
+    return texts if texts and len(texts) == len(members) else None
+
+
+def _string(value: Tree) -> str | None:
+    return value if isinstance(value, str) and not isinstance(value, Number) else None
+
+
+def _holds_list(value: Tree) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_list(member) for member in value.values())
+    return isinstance(value, list)
+
+
+def _positive(value: Tree) -> int | None:
+    """A dimension that was asked for as a whole number; ``None`` when nothing can be checked against it."""
+    if isinstance(value, Number) and value.isascii() and value.isdigit():
+        return int(value[:9])
+    return None
+
+
+def _member(tree: Tree, name: str) -> Tree:
+    return tree.get(name) if isinstance(tree, dict) else None
+
+
+def _native_texts(tree: Members) -> Tree:
+    given = tree.get("input")
+    # ``input.url`` is an asynchronous task; any other neighbour of the texts is unknown. Neither is keyed.
+    return given["texts"] if isinstance(given, dict) and set(given) == {"texts"} else None
+
+
+def _native_fields(tree: Members) -> Members:
+    # SDKs differ in whether they send empty parameters; both mean the same vector.
+    return {
+        name: value for name, value in tree.items() if name != "input" and not (name == "parameters" and value == {})
+    }
+
+
+_NATIVE_KINDS = {
+    "dense": frozenset({"embedding"}),
+    "sparse": frozenset({"sparse_embedding"}),
+    "dense&sparse": frozenset({"embedding", "sparse_embedding"}),
+}
+
+
+def _native_kinds(tree: Members) -> frozenset[str] | None:
+    asked = _member(tree.get("parameters"), "output_type")
+    return _NATIVE_KINDS["dense"] if asked is None else _NATIVE_KINDS.get(asked) if isinstance(asked, str) else None
+
+
+NATIVE = Dialect(
+    path="/api/v1/services/embeddings/text-embedding/text-embedding",
+    texts_of=_native_texts,
+    with_texts=lambda tree, texts: {**tree, "input": {"texts": texts}},
+    fields_of=_native_fields,
+    dimension_of=lambda tree: _member(tree.get("parameters"), "dimension"),
+    kinds_of=_native_kinds,
+    answer=NATIVE_ANSWER,
+)
+
+COMPATIBLE = Dialect(
+    path="/compatible-mode/v1/embeddings",
+    texts_of=lambda tree: tree.get("input"),
+    with_texts=lambda tree, texts: {**tree, "input": texts},
+    # The vendor documents that ``user`` has no effect on the model. Absent, float and base64 stay three formats.
+    fields_of=lambda tree: {name: value for name, value in tree.items() if name not in ("input", "user")},
+    dimension_of=lambda tree: tree.get("dimensions"),
+    kinds_of=lambda _tree: frozenset({"embedding"}),
+    answer=COMPATIBLE_ANSWER,
+)
