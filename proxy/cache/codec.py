@@ -1,0 +1,112 @@
+"""
+Entries to stored bytes and back; whatever does not open is a miss.
+
+Layout: tag (16 bytes) | header | surroundings (compressed) | vector (packed). The tag binds everything behind it to the
+full key and is checked before anything is read, so an altered, truncated, moved or foreign value is never parsed. The
+expiry stands inside, so a value put back by somebody else ends when it should.
+"""
+
+import hmac
+import struct
+import zlib
+
+import orjson
+
+from proxy.cache.numbers import Form, Unreadable, pack, unpack
+from proxy.core.entry import Entry, Row
+from proxy.core.key import TAG_BYTES, Secret, authentication_tag
+
+FORMAT_VERSION = 1
+
+_HEADER = struct.Struct("<BBQQH")  # format version, form, stored (Unix ms), lifetime (ms), length of the surroundings
+_SEPARATOR = b"\x1e"  # a control byte, which no JSON text contains
+_MAX_SURROUNDINGS = 1 << 20
+
+# What envelopes and skeletons look like today; compressing against it leaves little more than the request id. It is
+# part of the format: a change needs a new version.
+_DICTIONARY = (
+    b'"prompt_tokens":1,"sparse_embedding":[{"index":1,"value":0.1,"token":"\x1e[[0,"0.00001"]]'
+    b'{"data":\x02,"model":"text-embedding-v3","object":"list","usage":\x03,"id":\x04}'
+    b'{"data":\x02,"model":"text-embedding-v4","object":"list","usage":\x03,"id":\x04}'
+    b'\x1e{"embedding":\x00,"index":\x01,"object":"embedding"}\x1e{"prompt_tokens":12,"total_tokens":12}\x1e'
+    b'{"output":{"embeddings":\x02},"usage":\x03,"request_id":\x04}'
+    b'\x1e{"embedding":\x00,"text_index":\x01}\x1e{"total_tokens":12}\x1e'
+)
+
+
+class Rejected(ValueError):  # noqa: N818  a verdict, not a fault
+    """A stored value that is not ours, not whole, or not of this version."""
+
+
+class Codec:
+    """Seals entries under a deployment secret; *max_bytes* bounds a stored value and what it may unfold to."""
+
+    def __init__(self, secret: Secret, max_bytes: int) -> None:
+        self._secret = secret
+        self._max_bytes = max_bytes
+
+    def seal(self, key: bytes, entry: Entry) -> bytes | None:
+        """The stored form of *entry* under *key*; ``None`` when it would be larger than an entry may be."""
+        row = entry.row
+        form, packed, respelled = pack(row.vector)
+        plain = _SEPARATOR.join(
+            (
+                row.envelope,
+                row.skeleton,
+                orjson.dumps(dict(row.usage)),
+                row.origin.encode("ascii"),
+                orjson.dumps([(position, text.decode("ascii")) for position, text in respelled]) if respelled else b"",
+            )
+        )
+        surroundings = _squeeze(plain)
+        # The same bounds as in ``open``: what is sealed can be opened.
+        if len(plain) >= _MAX_SURROUNDINGS or len(surroundings) > 0xFFFF or len(row.vector) > self._max_bytes:
+            return None
+        header = _HEADER.pack(FORMAT_VERSION, form, entry.stored_unix_ms, entry.ttl_ms, len(surroundings))
+        stored = header + surroundings + packed
+        return authentication_tag(self._secret, key, stored) + stored
+
+    def open(self, key: bytes, sealed: bytes) -> Entry:
+        """
+        The entry that was sealed under *key*.
+
+        Raises:
+            Rejected: anything at all is wrong with *sealed*.
+        """
+        if not TAG_BYTES + _HEADER.size <= len(sealed) <= 2 * self._max_bytes:
+            raise Rejected("length")
+        stored = sealed[TAG_BYTES:]
+        if not hmac.compare_digest(sealed[:TAG_BYTES], authentication_tag(self._secret, key, stored)):
+            raise Rejected("authentication tag")
+        version, form, stored_unix_ms, ttl_ms, length = _HEADER.unpack_from(stored)
+        if version != FORMAT_VERSION:
+            raise Rejected("format version")
+        try:
+            row = self._row(Form(form), stored[_HEADER.size :], length)
+        except (ValueError, TypeError, AttributeError, zlib.error) as error:  # the rest are ValueErrors
+            raise Rejected("contents") from error
+        return Entry(row, stored_unix_ms, ttl_ms)
+
+    def _row(self, form: Form, contents: bytes, length: int) -> Row:
+        envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).split(_SEPARATOR)
+        spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled or b"[]"))
+        return Row(
+            envelope=envelope,
+            skeleton=skeleton,
+            vector=unpack(form, contents[length:], spelled, self._max_bytes),
+            usage=tuple(orjson.loads(usage).items()),
+            origin=origin.decode("ascii"),
+        )
+
+
+def _squeeze(text: bytes) -> bytes:
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 4, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    return squeezer.compress(text) + squeezer.flush()
+
+
+def _expand(squeezed: bytes) -> bytes:
+    expander = zlib.decompressobj(-zlib.MAX_WBITS, _DICTIONARY)
+    text = expander.decompress(squeezed, _MAX_SURROUNDINGS)
+    if not expander.eof:
+        raise Unreadable("surroundings too large or cut short")
+    return text

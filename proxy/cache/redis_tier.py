@@ -1,0 +1,151 @@
+"""
+The shared tier: sealed entries in Redis, one round trip per request; the only importer of redis.
+
+Whatever goes wrong here is a miss. Errors that speak of Redis' health (unreachable, slow, loading, busy, garbage) count
+against the breaker; errors about one command (read-only replica, out of memory) do not, so that a Redis that can read
+but not write goes on serving hits.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    InvalidResponse,
+    MaxConnectionsError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from proxy.cache.guard import Guard, Neutral, Unavailable
+
+Result = TypeVar("Result")
+
+FAILURES: tuple[type[Exception], ...] = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    InvalidResponse,
+    ClusterDownError,
+    OSError,
+    EOFError,
+)
+"""What counts against Redis; BusyLoadingError and AuthenticationError are connection errors too."""
+
+
+def failure_kind(error: BaseException) -> str:
+    """A name from a small set, for metrics and logs: a message could hold an address or a password."""
+    kinds: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+        ((RedisTimeoutError, TimeoutError), "timeout"),
+        ((BusyLoadingError,), "loading"),
+        ((AuthenticationError,), "authentication"),
+        ((InvalidResponse,), "garbage"),
+        ((ClusterDownError,), "cluster-down"),
+        ((RedisConnectionError, OSError, EOFError), "connection"),
+        ((ResponseError,), "rejected"),
+    )
+    return next((kind for classes, kind in kinds if isinstance(error, classes)), "other")
+
+
+class RedisTier:
+    """Reads and writes sealed entries; every operation through *guard*."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        deadline_s: float,
+        max_connections: int,
+        guard: Guard,
+        on_rejected: Callable[[str], None],
+    ) -> None:
+        # Without these, redis-py waits 5 s and tries ten times more: a hung server held one GET for 58 s. The guard's
+        # deadline stands above the socket's, because on Python 3.11 a cancellation during a send can be swallowed.
+        self._pool: ConnectionPool = ConnectionPool.from_url(
+            url,
+            socket_timeout=deadline_s,
+            socket_connect_timeout=deadline_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=max_connections,
+            decode_responses=False,
+            protocol=2,
+            lib_name=None,
+            lib_version=None,
+        )
+        self._redis: Redis = Redis(connection_pool=self._pool)
+        self._prefix = prefix.encode("ascii") + b":e:"
+        self._guard = guard
+        self._on_rejected = on_rejected
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        """The sealed values under *keys*, in order, in one round trip; ``None`` when Redis could not be asked."""
+        names = [self._name(key) for key in keys]
+
+        async def fetch() -> list[bytes | None]:
+            reply = await self._asked(self._redis.mget(names))
+            if reply is None:
+                return [None] * len(names)
+            if not isinstance(reply, list) or len(reply) != len(names):
+                await self._pool.disconnect(inuse_connections=False)
+                raise InvalidResponse("not one value per key")
+            return [value if isinstance(value, bytes) else None for value in reply]
+
+        try:
+            return await self._guard.run(fetch)
+        except Unavailable:
+            return None
+
+    async def write(self, values: Sequence[tuple[bytes, bytes, int]]) -> int:
+        """Write (key, sealed value, lifetime in ms) triples in one round trip; how many Redis took."""
+
+        async def send() -> int:
+            pipeline = self._redis.pipeline(transaction=False)
+            for key, sealed, ttl_ms in values:
+                pipeline.set(self._name(key), sealed, px=ttl_ms)
+            replies = await self._asked(pipeline.execute(raise_on_error=False)) or []
+            for reply in replies:
+                if isinstance(reply, FAILURES):
+                    raise reply
+                if isinstance(reply, Exception):
+                    self._on_rejected(failure_kind(reply))
+            return sum(reply is True for reply in replies)
+
+        try:
+            return await self._guard.run(send)
+        except Unavailable:
+            return 0
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.disconnect()
+
+    async def _asked(self, command: Awaitable[Result]) -> Result | None:
+        """The reply to *command*; ``None`` when Redis is well but refuses this command."""
+        try:
+            return await command
+        except MaxConnectionsError as error:  # a ConnectionError by class, but it speaks of our own pool
+            raise Neutral from error
+        except FAILURES:
+            raise
+        except ResponseError as error:
+            if str(error).startswith(("BUSY ", "MASTERDOWN", "LOADING")):
+                raise RedisConnectionError("busy") from error  # cannot serve anybody just now
+            self._on_rejected(failure_kind(error))
+            return None
+        except RedisError as error:
+            raise RedisConnectionError("unexpected") from error
+
+    def _name(self, key: bytes) -> bytes:
+        return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")

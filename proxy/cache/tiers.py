@@ -1,0 +1,114 @@
+"""Read-through over the tiers, nearest first: memory, then all that is left in one Redis round trip."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from proxy.cache.codec import Codec, Rejected
+from proxy.cache.memory import MemoryTier
+from proxy.cache.redis_tier import RedisTier
+from proxy.core.entry import Entry
+from proxy.core.tasks import Tasks
+from proxy.core.telemetry import Telemetry
+
+
+@dataclass(slots=True)
+class Found:
+    """What a look into the tiers brought."""
+
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    from_memory: set[bytes] = field(default_factory=set)
+    redis_ok: bool = True
+    """False when Redis was needed and could not be asked."""
+    redis_s: float = 0.0
+
+
+class Tiers:
+    """The memory tier and, if there is one, the Redis tier."""
+
+    def __init__(
+        self,
+        memory: MemoryTier,
+        redis: RedisTier | None,
+        codec: Codec,
+        tasks: Tasks,
+        telemetry: Telemetry,
+        *,
+        max_pending_stores: int,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.memory = memory
+        self._redis = redis
+        self._codec = codec
+        self._tasks = tasks
+        self._telemetry = telemetry
+        self._max_pending_stores = max_pending_stores
+        self._pending_stores = 0
+        self._wall = wall
+
+    async def read(self, keys: Iterable[bytes]) -> Found:
+        """The entries under *keys* that any tier holds; never raises, never waits longer than the Redis deadline."""
+        found = Found()
+        absent = []
+        for key in dict.fromkeys(keys):
+            entry = self.memory.get(key)
+            if entry is None:
+                absent.append(key)
+            else:
+                found.entries[key] = entry
+                found.from_memory.add(key)
+        if absent and self._redis is not None:
+            await self._read_redis(self._redis, absent, found)
+        return found
+
+    def fill(self, entries: Mapping[bytes, Entry]) -> None:
+        """Keep *entries*: in memory at once, in Redis in the background."""
+        now_unix_ms = self._now_unix_ms()
+        for key, entry in entries.items():
+            self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
+        if self._redis is None:
+            return
+        if self._pending_stores >= self._max_pending_stores:
+            self._telemetry.stored(0, failed=len(entries))
+            return
+        self._pending_stores += 1
+        self._tasks.start(self._write_redis(self._redis, entries))
+
+    async def close(self) -> None:
+        """Let go of Redis; pending writes are the caller's to wait for."""
+        if self._redis is not None:
+            await self._redis.close()
+
+    async def _read_redis(self, redis: RedisTier, keys: list[bytes], found: Found) -> None:
+        started_s = time.perf_counter()
+        values = await redis.read(keys)
+        found.redis_s = time.perf_counter() - started_s
+        if values is None:
+            found.redis_ok = False
+            return
+        now_unix_ms = self._now_unix_ms()
+        rejected = 0
+        for key, sealed in zip(keys, values, strict=True):
+            if sealed is None:
+                continue
+            try:
+                entry = self._codec.open(key, sealed)
+            except Rejected:
+                rejected += 1
+                continue
+            found.entries[key] = entry
+            self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
+        if rejected:
+            self._telemetry.entries_rejected(rejected)
+
+    async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry]) -> None:
+        try:
+            sealed = [(key, self._codec.seal(key, entry), entry.ttl_ms) for key, entry in entries.items()]
+            values = [(key, value, ttl_ms) for key, value, ttl_ms in sealed if value is not None]
+            written = await redis.write(values) if values else 0
+            self._telemetry.stored(written, failed=len(values) - written)
+        finally:
+            self._pending_stores -= 1
+
+    def _now_unix_ms(self) -> int:
+        return int(self._wall() * 1000)
