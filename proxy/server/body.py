@@ -1,0 +1,58 @@
+"""A client's request body: read whole when it must be keyed, passed on as it arrives otherwise."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import hdrs, web
+
+from proxy.errors import ClientError, ErrorCode
+
+
+class IncomingBody:
+    """Implements ``core.answer.Body`` on an aiohttp request."""
+
+    def __init__(self, raw: web.BaseRequest) -> None:
+        self._raw = raw
+        self._taken: list[bytes] = []
+        self._asked_to_continue = hdrs.EXPECT not in raw.headers
+        declared = raw.headers.get(hdrs.CONTENT_LENGTH)
+        self.length = int(declared) if declared is not None else None
+        self.is_empty = declared is None and hdrs.TRANSFER_ENCODING not in raw.headers
+        self.broken = False
+        """The client's framing went wrong part-way."""
+        self.received_bytes = 0
+
+    async def read(self, limit: int) -> bytes | None:
+        """The whole body, or ``None`` when it is longer than *limit*; ``pieces`` still gives all of it."""
+        if self.length is not None and self.length > limit:
+            return None
+        size = 0
+        async for piece in self._arriving():
+            self._taken.append(piece)
+            size += len(piece)
+            if size > limit:
+                return None
+        content = b"".join(self._taken)
+        self._taken = [content]
+        return content
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """All of the body: first what was already read, then the rest as it arrives."""
+        for piece in self._taken:
+            yield piece
+        async for piece in self._arriving():
+            yield piece
+
+    async def _arriving(self) -> AsyncIterator[bytes]:
+        if self.is_empty:
+            return
+        if not self._asked_to_continue:
+            # RFC 9110 §10.1.1; asked for only now, so that a request refused by its head is refused without its body.
+            self._asked_to_continue = True
+            await self._raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            async for piece in self._raw.content.iter_any():
+                self.received_bytes += len(piece)
+                yield piece
+        except web.RequestPayloadError as error:
+            self.broken = True
+            raise ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken") from error

@@ -1,0 +1,234 @@
+"""
+The data port, HTTP: aiohttp's parser in, ``flow`` in the middle, ``wire`` out; every path is forwarded.
+
+One ``DataServer`` per data port. It decides nothing about caching; it owns the ends of the connection and one Outcome
+per request, which the observer gets when the last byte is out, however the request ended.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.core.answer import Answer
+from proxy.core.cache_status import header_lines
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.ports import SYSTEM_CLOCK, Clock
+from proxy.core.request import HeaderLines
+from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+from proxy.flow import Flow
+from proxy.server.body import IncomingBody
+from proxy.server.intake import Intake, wants_websocket
+from proxy.server.websocket import Bridge
+from proxy.server.wire import Written, abort, write_answer
+
+ErrorBody = Callable[[str, str, str, str], bytes]
+"""Path, code, message and request id to a body in the vendor's shape."""
+
+
+class RequestObserver(Protocol):
+    """Who is told of each finished request."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Must not raise and must not wait."""
+
+    def background_failed(self, error: BaseException) -> None:
+        """Told of a fault of ours; must not raise and must not wait."""
+
+
+class Front:
+    """What answers requests on every data port of a worker."""
+
+    def __init__(
+        self,
+        *,
+        flow: Flow,
+        bridge: Bridge,
+        observer: RequestObserver,
+        error_body: ErrorBody,
+        cache_status_on_pass: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._flow = flow
+        self._bridge = bridge
+        self._observer = observer
+        self._error_body = error_body
+        self._cache_status_on_pass = cache_status_on_pass
+        self._clock = clock
+        self.is_draining = False
+        self.running = 0
+
+    async def handle(self, raw: web.BaseRequest, intake: Intake) -> web.StreamResponse:
+        """One request from its head to the last byte of its answer."""
+        outcome = Outcome(started_s=self._clock.monotonic())
+        body = IncomingBody(raw)
+        self.running += 1
+        try:
+            return await self._served(raw, intake, body, outcome)
+        except ProxyError as error:
+            return await self._refused(raw, body, outcome, error)
+        except (ConnectionError, asyncio.CancelledError):
+            outcome.client_gone = True
+            raise
+        except Exception as error:  # noqa: BLE001  a fault of ours: the client learns that much and no more
+            self._observer.background_failed(error)
+            return await self._refused(raw, body, outcome, ProxyError(ErrorCode.INTERNAL, "the proxy failed"))
+        finally:
+            self.running -= 1
+            outcome.bytes_in = body.received_bytes
+            outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
+            self._observer.observe(outcome)
+
+    async def _served(
+        self, raw: web.BaseRequest, intake: Intake, body: IncomingBody, outcome: Outcome
+    ) -> web.StreamResponse:
+        if raw.method == "OPTIONS" and raw.raw_path == "*":
+            answer = Answer(204, "No Content", ((b"Allow", b"*"),), b"")  # about this server, not about a resource
+            return await self._write(raw, answer, outcome)
+        request = intake.request(raw)
+        outcome.upstream = request.upstream
+        if wants_websocket(raw):
+            outcome.operation = "websocket"
+            return await self._bridge.run(raw, request, outcome)
+        answer = await self._flow.answer(request, body, outcome)
+        try:
+            return await self._write(raw, answer, outcome)
+        except UpstreamError as error:
+            # The head is out, so the only honest end is a broken connection.
+            outcome.detail = error.code
+            abort(raw)
+            return Written(keep_alive=False)
+        finally:
+            answer.close()
+
+    async def _write(self, raw: web.BaseRequest, answer: Answer, outcome: Outcome) -> Written:
+        outcome.status = answer.status
+        try:
+            written, outcome.bytes_out = await write_answer(
+                raw, answer, self._own_lines(outcome), keep_alive=not self.is_draining
+            )
+        finally:
+            answer.after()  # what was paid for is kept, also when the client has gone meanwhile
+        return written
+
+    def _own_lines(self, outcome: Outcome) -> HeaderLines:
+        if outcome.state is CacheState.PASS and self._cache_status_on_pass:
+            return ((b"Cache-Status", b"dashcache; fwd=bypass; detail=not-cached"),)
+        return header_lines(outcome)
+
+    async def _refused(
+        self, raw: web.BaseRequest, body: IncomingBody, outcome: Outcome, error: ProxyError
+    ) -> web.StreamResponse:
+        """Our own error in the vendor's shape."""
+        if body.broken and not isinstance(error, ClientError):
+            error = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
+        outcome.state, outcome.detail = CacheState.REFUSED, error.code
+        answer = self.error_answer(raw.raw_path, error.status, error.code, error.message)
+        # After a refused request nobody knows where the next one would begin.
+        keep_alive = not isinstance(error, ClientError) and not self.is_draining
+        outcome.status = error.status
+        written, outcome.bytes_out = await write_answer(raw, answer, (), keep_alive=keep_alive)
+        return written
+
+    def error_answer(self, path: str, status: int, code: str, message: str) -> Answer:
+        """An error of ours, marked as ours."""
+        request_id = str(uuid.uuid4())
+        headers = (
+            (b"Content-Type", b"application/json"),
+            (b"X-Request-Id", request_id.encode("ascii")),
+            (b"X-Dashcache-Error", code.encode("ascii")),
+        )
+        return Answer(status, _REASONS.get(status, "Error"), headers, self._error_body(path, code, message, request_id))
+
+    def refused_by_parser(self, status: int, code: str) -> None:
+        """Count a request that never became one."""
+        self._observer.observe(Outcome(state=CacheState.REFUSED, detail=code, status=status))
+
+
+class DataServer(web.Server):
+    """aiohttp's low-level server, set up for a proxy: nothing decoded, nothing added, a leaving client cancels."""
+
+    def __init__(
+        self, front: Front, intake: Intake, *, header_bytes: int, header_lines: int, keepalive_s: float
+    ) -> None:
+        async def handle(raw: web.BaseRequest) -> web.StreamResponse:
+            return await front.handle(raw, intake)
+
+        super().__init__(handle, handler_cancellation=True)
+        self._front = front
+        self._protocol_options: dict[str, Any] = {
+            "auto_decompress": False,
+            "keepalive_timeout": keepalive_s,
+            "max_line_size": header_bytes,
+            "max_field_size": header_bytes,
+            "max_headers": header_lines,
+            "access_log": None,
+        }
+
+    def __call__(self) -> RequestHandler:
+        """One connection."""
+        return _Connection(self, self._front, **self._protocol_options)
+
+
+class _Connection(RequestHandler):
+    """aiohttp's connection with our text for what its parser refuses."""
+
+    __slots__ = ("_front",)
+
+    def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._front = front
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002  aiohttp's own
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  may quote what the client sent
+    ) -> web.StreamResponse:
+        """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
+        too_large = isinstance(exc, LineTooLong)
+        status = 431 if too_large else status
+        code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
+        text = "a header is too large" if too_large else "this is not a valid HTTP request"
+        answer = self._front.error_answer("/", status, code, text)
+        self._front.refused_by_parser(status, code)
+        return _ParserRefusal(answer)
+
+
+class _ParserRefusal(web.StreamResponse):
+    """Written when aiohttp asks for it, as the parser's errors bypass our handler."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    @property
+    def keep_alive(self) -> bool:
+        """Never."""
+        return False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write head and body."""
+        await write_answer(request, self._answer, (), keep_alive=False)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to do."""
+
+
+_REASONS = {
+    400: "Bad Request",
+    405: "Method Not Allowed",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}

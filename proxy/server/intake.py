@@ -1,0 +1,92 @@
+"""
+What is let in: the checks that aiohttp's parser leaves to the application, before anything else looks at a request.
+
+The parser has refused malformed framing, missing Host, spaces and raw UTF-8 in the target with 400 already.
+"""
+
+import re
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+
+from proxy.core.request import Request, end_to_end, list_items
+from proxy.errors import ClientError, ErrorCode
+
+# RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """
+    Turns what aiohttp parsed into a plain request.
+
+    ``own_names`` are the authorities (host, or host:port) under which clients may address this proxy in absolute form.
+    ``upstream_of_host`` chooses the upstream by host name; ``default_upstream`` takes the rest.
+    """
+
+    default_upstream: str
+    upstream_of_host: dict[str, str]
+    own_names: frozenset[str]
+
+    def request(self, raw: web.BaseRequest) -> Request:
+        """
+        The plain request, hop-by-hop lines gone.
+
+        Raises:
+            ClientError: see the table in ``docs/architecture.md``, "What is refused at the door".
+        """
+        _check_framing(raw)
+        host = raw.headers.get(hdrs.HOST, "")
+        if not _HOST.fullmatch(host) and not (raw.version < (1, 1) and hdrs.HOST not in raw.headers):
+            raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
+        return Request(
+            method=raw.method,
+            target=self._origin_form(raw.raw_path),
+            headers=end_to_end(raw.raw_headers),
+            upstream=self.upstream_of_host.get(_without_port(host), self.default_upstream),
+        )
+
+    def _origin_form(self, target: str) -> str:
+        """*target* byte for byte, less the scheme and authority if it names this proxy (RFC 9112 §3.2.2)."""
+        if "#" in target:
+            raise ClientError(ErrorCode.BAD_REQUEST, "a request target has no fragment")
+        if target.startswith("/"):
+            return target
+        scheme, separator, rest = target.partition("://")
+        authority, slash, path = rest.partition("/")
+        if separator and scheme.lower() in ("http", "https") and authority.lower() in self.own_names:
+            return slash + path or "/"
+        raise ClientError(ErrorCode.BAD_REQUEST, "this proxy forwards to its configured upstreams only")
+
+
+def _check_framing(raw: web.BaseRequest) -> None:
+    if raw.version > (1, 1):
+        raise ClientError(ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here", 505)
+    if raw.method == hdrs.METH_CONNECT:
+        raise ClientError(ErrorCode.METHOD_NOT_ALLOWED, "this is not a tunnel", 405)
+    codings = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"transfer-encoding"))
+    if codings and raw.version < (1, 1):
+        # RFC 9112 §6.1: such a message was probably framed by somebody who did not understand it.
+        raise ClientError(ErrorCode.BAD_REQUEST, "Transfer-Encoding needs HTTP/1.1")
+    if codings not in ((), ("chunked",)):
+        raise ClientError(ErrorCode.NOT_IMPLEMENTED, "chunked is the only transfer coding known here", 501)
+    expectation = raw.headers.get(hdrs.EXPECT)
+    if expectation is not None and expectation.lower() != "100-continue":
+        raise ClientError(ErrorCode.BAD_REQUEST, "the only expectation met here is 100-continue", 417)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0].lower()
+
+
+def wants_websocket(raw: web.BaseRequest) -> bool:
+    """Whether the client asks to upgrade to WebSocket (RFC 6455 §4.1); any other upgrade is served as plain HTTP."""
+    connection = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"connection"))
+    return (
+        raw.method == hdrs.METH_GET
+        and raw.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+        and "upgrade" in connection
+    )

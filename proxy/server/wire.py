@@ -1,0 +1,102 @@
+"""
+Answers onto the wire, byte for byte: the head in the upstream's own lines, the body framed anew.
+
+aiohttp's responses add lines of their own and write non-ASCII values anew, so the head is written here and the
+response object that aiohttp wants back is an empty one.
+"""
+
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+
+from proxy.core.answer import Answer
+from proxy.core.request import HeaderLines
+
+_BODILESS = (204, 304)
+
+
+class Written(web.StreamResponse):
+    """Tells aiohttp that the answer is out already, and whether the connection may go on."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._stays = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow on this connection."""
+        return self._stays
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002  aiohttp's own
+        """Nothing is left to do."""
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to do."""
+
+
+async def write_answer(
+    raw: web.BaseRequest, answer: Answer, extra: HeaderLines, *, keep_alive: bool
+) -> tuple[Written, int]:
+    """
+    Write *answer* with the *extra* lines; the response to return to aiohttp, and how many body bytes went out.
+
+    A body that breaks off raises UpstreamError with the head already sent: the caller must end the connection.
+    """
+    has_body = raw.method != "HEAD" and answer.status >= 200 and answer.status not in _BODILESS
+    length = len(answer.body) if isinstance(answer.body, bytes) and has_body else answer.length
+    is_chunked = has_body and length is None and raw.version >= HttpVersion11
+    keep_alive = keep_alive and raw.keep_alive and (not has_body or length is not None or is_chunked)
+    framing = _framing(answer, length, is_chunked=is_chunked)
+    head = _head(answer, (*extra, *framing, *_connection(raw, keep_alive=keep_alive)))
+    sent = 0
+    if not has_body:
+        await raw.writer.write(head)
+        answer.close()
+    elif isinstance(answer.body, bytes):
+        await raw.writer.write(head + answer.body)
+        sent = len(answer.body)
+    else:
+        await raw.writer.write(head)
+        async for piece in answer.body:
+            await raw.writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+            sent += len(piece)
+        if is_chunked:
+            await raw.writer.write(b"0\r\n\r\n")
+    return Written(keep_alive=keep_alive), sent
+
+
+def _head(answer: Answer, added: HeaderLines) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason.encode("utf-8", "surrogateescape"))]
+    framed = {b"content-length", b"transfer-encoding"}
+    lines += [b"%b: %b" % line for line in answer.headers if line[0].lower() not in framed]
+    if not any(name.lower() == b"date" for name, _ in answer.headers):
+        lines.append(b"Date: " + format_datetime(datetime.now(UTC), usegmt=True).encode("ascii"))  # RFC 9110 §6.6.1
+    lines += [b"%b: %b" % line for line in added]
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def _framing(answer: Answer, length: int | None, *, is_chunked: bool) -> HeaderLines:
+    if is_chunked:
+        return ((b"Transfer-Encoding", b"chunked"),)
+    # RFC 9110 §8.6: never with 1xx or 204; with HEAD and 304 only what the upstream declared.
+    if length is None or answer.status < 200 or answer.status == 204:
+        return ()
+    spelling = next((name for name, _ in answer.headers if name.lower() == b"content-length"), b"Content-Length")
+    return ((spelling, b"%d" % length),)
+
+
+def _connection(raw: web.BaseRequest, *, keep_alive: bool) -> HeaderLines:
+    if not keep_alive:
+        return ((b"Connection", b"close"),)
+    return () if raw.version >= HttpVersion11 else ((b"Connection", b"keep-alive"),)
+
+
+def abort(raw: web.BaseRequest) -> None:
+    """End the connection so that nobody takes what was sent for a whole answer."""
+    transport: Any = raw.transport
+    if transport is not None:
+        transport.abort()

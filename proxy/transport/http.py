@@ -1,0 +1,182 @@
+"""
+Upstream HTTP: one session per upstream, bytes as they are in both directions.
+
+aiohttp's client is made for applications; here everything that would help one is switched off: redirects, cookies,
+proxies from the environment, decompression, header lines of its own, and re-sending.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from proxy.core.answer import Body
+from proxy.core.request import HeaderLines, Request, end_to_end
+from proxy.errors import ClientError, ErrorCode, UpstreamError
+
+_SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+class UpstreamAnswer:
+    """An upstream's answer: its head, and its body as it arrives. Implements ``core.answer.Stream``."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: HeaderLines = end_to_end(response.raw_headers)
+        self.length = _declared_length(response)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body in the pieces in which it arrives. Raises UpstreamError when it breaks off."""
+        try:
+            async for piece in self._response.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _translated(error) from error
+        finally:
+            self.close()
+
+    async def read(self, limit: int) -> tuple[bytes, bool]:
+        """Up to *limit* bytes and a piece more, and whether that is all."""
+        pieces, size = [], 0
+        async for piece in _unclosed(self._response):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                return b"".join(pieces), False
+        self.close()
+        return b"".join(pieces), True
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, and end it otherwise."""
+        self._response.close() if not self._response.content.is_eof() else self._response.release()
+
+
+class HttpTransport:
+    """Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those."""
+
+    def __init__(
+        self,
+        origin: str,
+        *,
+        max_inflight: int,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        keepalive_s: float,
+        max_line_bytes: int,
+        max_lines: int,
+    ) -> None:
+        self.origin = origin
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_inflight, keepalive_timeout=keepalive_s, use_dns_cache=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            raise_for_status=False,
+            trust_env=False,
+            skip_auto_headers=_SKIPPED,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+            max_line_size=max_line_bytes,
+            max_field_size=max_line_bytes,
+            max_headers=max_lines,
+        )
+        # aiohttp re-sends what it holds idempotent when a kept connection turns out to be closed, without asking
+        # whether the body can be read twice, and offers no public switch (aiohttp #10790). We decide that ourselves.
+        self._session._retry_connection = False  # noqa: SLF001
+
+    async def send(self, request: Request, body: Body | None = None) -> UpstreamAnswer:
+        """
+        Send *request*; its ``body`` bytes if it has them, else *body* as it arrives. Returns when the head is there.
+
+        Raises:
+            ClientError: the request cannot be written as it is.
+            UpstreamError: unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a byte.
+        """
+        try:
+            response = await self._session.request(
+                request.method,
+                URL(self.origin + request.target, encoded=True),
+                headers=_headers(request, body),
+                data=_data(request, body),
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _translated(error) from error
+        return UpstreamAnswer(response)
+
+    def websocket(self, request: Request, protocols: tuple[str, ...]) -> Any:  # noqa: ANN401  an aiohttp context manager
+        """A WebSocket to the upstream with the headers of *request*, to be awaited or entered."""
+        return self._session.ws_connect(
+            URL(self.origin + request.target, encoded=True),
+            method=request.method,
+            headers=_headers(request, None),
+            protocols=protocols,
+            autoping=False,
+            autoclose=False,
+            compress=0,
+            max_msg_size=0,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+def _headers(request: Request, body: Body | None) -> CIMultiDict[str]:
+    lines: CIMultiDict[str] = CIMultiDict()
+    spellings: dict[bytes, bytes] = {}
+    for name, value in request.headers:
+        low = name.lower()
+        if low == b"host" or (low == b"content-length" and request.body is not None):
+            continue
+        try:
+            # Of lines whose names differ in case only, aiohttp's session would keep the last: all get the first's case.
+            lines.add(spellings.setdefault(low, name).decode("ascii"), value.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            # aiohttp's writer would drop such bytes without a word.
+            raise ClientError(ErrorCode.BAD_REQUEST, "a header value is not UTF-8") from error
+    if request.body is not None:
+        lines["Content-Length"] = str(len(request.body))
+    elif body is not None and body.length is None:
+        lines.popall("Content-Length", None)
+    return lines
+
+
+def _data(request: Request, body: Body | None) -> bytes | AsyncIterator[bytes] | None:
+    if request.body is not None:
+        return request.body
+    return None if body is None or body.is_empty else body.pieces()
+
+
+def _declared_length(response: aiohttp.ClientResponse) -> int | None:
+    if "Transfer-Encoding" in response.headers:
+        return None
+    value = response.headers.get("Content-Length", "")
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+async def _unclosed(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The pieces of a body that somebody may go on reading."""
+    try:
+        while piece := await response.content.readany():
+            yield piece
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        response.close()
+        raise _translated(error) from error
+
+
+def _translated(error: BaseException) -> UpstreamError:
+    """The one table from aiohttp's exceptions to ours; messages name no address and no header."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not accept a connection in time", 504)
+    if isinstance(error, (aiohttp.ServerTimeoutError, TimeoutError, asyncio.TimeoutError)):
+        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError)):
+        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream closed the connection", retryable=True)
+    # ClientResponseError here means a malformed answer, not a status; ClientPayloadError a body that broke off.
+    return UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's answer is not valid HTTP, or broke off")
