@@ -1,0 +1,396 @@
+"""
+Where settings come from: ``default.toml``, the profile's file, the operator's file, then the environment.
+
+The only reader of configuration files and of the environment. Environment names are derived from the models in
+``settings``, so none can be missing. Every mistake is found before any is reported, and no secret is ever printed.
+"""
+
+import difflib
+import enum
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from proxy.core.upstream import ALLOWED
+from proxy.errors import ConfigError
+from proxy.settings import DEFAULT_UPSTREAM, Profile, Settings, default_data_dir
+
+SettingPath = tuple[str, ...]
+"""Where a setting stands: ``("redis", "url")``. In a leaf's path ``*`` stands for any key or position."""
+
+PREFIX = "DASHCACHE_"
+INTERNAL_PREFIX = "DASHCACHE_INTERNAL_"
+"""What our own processes tell each other; never a setting."""
+
+CONTROL_NAMES = {
+    "DASHCACHE_CONFIG": "A TOML file of your own, read after the profile's file.",
+    "DASHCACHE_CONFIG_DIR": "The folder with `default.toml` and the profiles' files. By default the packaged one.",
+}
+"""Names that tell where to read; not settings themselves."""
+
+_FIXED_NAMES: dict[SettingPath, str] = {
+    ("listen", "http"): "DASHCACHE_HTTP_LISTEN",
+    ("listen", "admin"): "DASHCACHE_ADMIN_LISTEN",
+    ("listen", "admin_token"): "DASHCACHE_ADMIN_TOKEN",
+    ("redis", "url"): "REDIS_URL",
+}
+"""Names that deployments rely on and that differ from the derived ones."""
+
+_COMING_NAMES = ("DASHCACHE_GRPC_LISTEN", "DASHCACHE_DASHVECTOR_URL", "DASHCACHE_DASHVECTOR_GRPC_URL")
+
+# Kubernetes and Docker links announce a service called "dashcache" to every neighbour by names that begin like ours.
+_ANNOUNCED = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting: where it stands, its field, its environment name if one line of text can hold it."""
+
+    path: SettingPath
+    field: FieldInfo
+    environment: str | None
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value must never be printed."""
+        return SecretStr in _kinds(self.field)
+
+    def fits(self, path: SettingPath) -> bool:
+        """Whether *path* is this setting or something inside it."""
+        pairs = zip(self.path, path, strict=False)
+        return len(path) >= len(self.path) and all(mine in ("*", theirs) for mine, theirs in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, where each came from (a file's name, or ``environment NAME``), and what an operator should know."""
+
+    settings: Settings
+    sources: Mapping[SettingPath, str]
+    warnings: tuple[str, ...]
+
+
+def load(environ: Mapping[str, str], config_dir: Path | None = None) -> Settings:
+    """The settings in force; ConfigError with every mistake at once."""
+    return load_with_sources(environ, config_dir).settings
+
+
+def load_with_sources(environ: Mapping[str, str], config_dir: Path | None = None) -> Loaded:
+    """As ``load``, with where each setting came from."""
+    gathered = _Gathered()
+    gathered.add_files(environ, config_dir)
+    gathered.add_environment(environ)
+    settings = gathered.validated()
+    if settings is None or gathered.mistakes:
+        raise ConfigError(gathered.mistakes)
+    return Loaded(settings, gathered.sources, tuple(gathered.warnings))
+
+
+def environment_names() -> dict[str, SettingPath]:
+    """Every environment name and the setting that it sets."""
+    return {leaf.environment: leaf.path for leaf in leaves() if leaf.environment}
+
+
+@cache
+def leaves() -> tuple[Leaf, ...]:
+    """Every setting, in the order of the models."""
+    return tuple(_walk(Settings, ()))
+
+
+def _walk(model: type[BaseModel], prefix: SettingPath) -> Iterator[Leaf]:
+    for name, info in model.model_fields.items():
+        path = (*prefix, name)
+        inner = next((kind for kind in _kinds(info) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is not None:
+            yield from _walk(inner, path if inner is info.annotation else (*path, "*"))
+            continue
+        is_text = "*" not in path and get_origin(info.annotation) is not dict
+        yield Leaf(path, info, _FIXED_NAMES.get(path, _derived_name(path)) if is_text else None)
+
+
+def _kinds(info: FieldInfo) -> tuple[Any, ...]:
+    """A field's type and what it is made of, outermost first."""
+    found: list[Any] = []
+    waiting: list[Any] = [info.annotation]
+    while waiting:
+        kind = waiting.pop(0)
+        found.append(kind)
+        if get_origin(kind) is not Literal:
+            waiting.extend(get_args(kind))
+    return tuple(found)
+
+
+def _derived_name(path: SettingPath) -> str:
+    return PREFIX + "_".join(path).upper()
+
+
+def dotted(path: SettingPath) -> str:
+    """A path as TOML writes it: ``models."qwen3.5-embedding".ttl_s``."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_*-]+", part) else f'"{part}"' for part in path)
+
+
+@dataclass
+class _Gathered:
+    """What the layers said so far, and every mistake in them."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    sources: dict[SettingPath, str] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add_files(self, environ: Mapping[str, str], config_dir: Path | None) -> None:
+        """``default.toml``, the profile's file, the operator's file."""
+        folder = config_dir or config_folder(environ)
+        self._add(self._read(folder / "default.toml"), "default.toml")
+        profile = _stated(environ, "DASHCACHE_PROFILE") or self.tree.get("profile", "production")
+        if profile in get_args(Profile):  # otherwise validation says what is wrong with it
+            self._add_chosen(folder / f"{profile}.toml", f"{profile}.toml", profile)
+        if operator := _stated(environ, "DASHCACHE_CONFIG"):
+            self._add_chosen(Path(operator), operator, profile)
+
+    def _add_chosen(self, file: Path, label: str, profile: object) -> None:
+        """A file that is read after the profile is chosen, so it cannot choose another one."""
+        layer = self._read(file)
+        if layer.pop("profile", profile) != profile:
+            self.mistakes.append(f"{label}: profile: cannot be chosen here; allowed: default.toml or DASHCACHE_PROFILE")
+        self._add(layer, label)
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            self.mistakes.append(f"{file}: cannot be read ({error.strerror}); allowed: a TOML file")
+        except UnicodeDecodeError:
+            self.mistakes.append(f"{file}: is not UTF-8; allowed: a TOML file")
+        except tomllib.TOMLDecodeError as error:
+            self.mistakes.append(f"{file}: is not TOML: {error}")
+        return {}
+
+    def _add(self, layer: dict[str, Any], label: str) -> None:
+        _merge(self.tree, layer)
+        self.sources.update(dict.fromkeys(_ends(layer), label))
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        """The variables; an empty one counts as not set, as compose files pass empty ones on."""
+        for leaf in leaves():
+            if leaf.environment and (text := _stated(environ, leaf.environment)):
+                self._add(_nested(leaf.path, _from_text(leaf, text)), f"environment {leaf.environment}")
+        for name in sorted(environ):
+            if name in _COMING_NAMES and _stated(environ, name):
+                self.warnings.append(f"{name}: not yet used: DashVector and gRPC come with a later version")
+            elif _is_unknown(name, environ[name]):
+                self.mistakes.append(f"{name}: unknown name; {_near_environment(name)}")
+        if "data_dir" not in self.tree:
+            try:
+                self.tree["data_dir"] = default_data_dir(environ)
+            except RuntimeError:
+                self.tree["data_dir"] = "."  # so that the rest is still checked
+                self.mistakes.append("DASHCACHE_DATA_DIR: is not set and there is no home folder; allowed: a folder")
+
+    def validated(self) -> Settings | None:
+        """The settings, or None; mistakes are added either way."""
+        wrong: list[SettingPath] = []
+        try:
+            settings = Settings.model_validate(self.tree)
+        except ValidationError as invalid:
+            for error in invalid.errors(include_url=False):
+                path = tuple(str(part) for part in error["loc"])
+                wrong.append(path)
+                self.mistakes.append(f"{self._where(path)}: {_fault(error, path)}")
+            # What is wrong falls out, so that the rest can be checked together in the same run.
+            settings = Settings.model_validate(_without(self.tree, wrong))
+        for conflict in settings.conflicts():
+            if not any(path[: len(bad)] == bad for path in conflict.paths for bad in wrong):
+                stated = [path for path in conflict.paths if not source(self.sources, path).startswith("default")]
+                self.mistakes.append(f"{self._where((stated or list(conflict.paths))[0])}: {conflict.text}")
+        return settings
+
+    def _where(self, path: SettingPath) -> str:
+        label = source(self.sources, path)
+        return label.removeprefix("environment ") if label.startswith("environment ") else f"{label}: {dotted(path)}"
+
+
+def source(sources: Mapping[SettingPath, str], path: SettingPath) -> str:
+    """Where *path* was set: itself, what holds it, or what it holds; ``default`` when nobody did."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in sources:
+            return sources[path[:length]]
+    return next((label for known, label in sources.items() if known[: len(path)] == path), "default")
+
+
+def config_folder(environ: Mapping[str, str]) -> Path:
+    """Where the configuration files are: stated, or in the wheel, or in the repository."""
+    if stated := _stated(environ, "DASHCACHE_CONFIG_DIR"):
+        return Path(stated)
+    packaged = Path(__file__).parent / "_config"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "config"
+
+
+def _stated(environ: Mapping[str, str], name: str) -> str:
+    """A variable's text; white space around it is dropped, as secrets read from files end with a line break."""
+    return environ.get(name, "").strip()
+
+
+def _from_text(leaf: Leaf, text: str) -> str | list[str]:
+    if get_origin(leaf.field.annotation) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _nested(path: SettingPath, value: object) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    return value if isinstance(value, dict) else {}
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Lay *layer* over *into*: tables join, everything else (lists too) replaces."""
+    for name, value in layer.items():
+        if not isinstance(value, dict):
+            into[name] = value
+        elif isinstance(below := into.setdefault(name, {}), dict):  # else it is a mistake, and stays to be found
+            _merge(below, value)
+
+
+def _ends(layer: Mapping[str, Any], prefix: SettingPath = ()) -> Iterator[SettingPath]:
+    for name, value in layer.items():
+        if isinstance(value, dict) and value:
+            yield from _ends(value, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def _without(value: Any, wrong: list[SettingPath], here: SettingPath = ()) -> Any:  # noqa: ANN401 - any TOML value
+    """*value* without what stands at the *wrong* paths; a list's item goes as a whole."""
+    if isinstance(value, dict):
+        return {
+            name: _without(item, wrong, (*here, name)) for name, item in value.items() if (*here, name) not in wrong
+        }
+    if isinstance(value, list):
+        spoilt = {path[len(here)] for path in wrong if path[: len(here)] == here and len(path) > len(here)}
+        return [item for position, item in enumerate(value) if str(position) not in spoilt]
+    return value
+
+
+def _is_unknown(name: str, value: str) -> bool:
+    """Whether a variable claims to be ours and is not."""
+    if not name.startswith(PREFIX) or name.startswith(INTERNAL_PREFIX):
+        return False
+    if name in environment_names() or name in CONTROL_NAMES or name in _COMING_NAMES:
+        return False
+    return not (_ANNOUNCED.fullmatch(name) or (name.endswith("_PORT") and "://" in value))
+
+
+def _near_environment(name: str) -> str:
+    """The nearest name; what the regular name of a renamed setting would be leads to the one it has."""
+    spellings = {_derived_name(leaf.path): leaf.environment for leaf in leaves()}
+    spellings |= {known: known for known in (*environment_names(), *CONTROL_NAMES)}
+    short = {spelling.removeprefix(PREFIX): known for spelling, known in spellings.items()}
+    nearest = difflib.get_close_matches(name.removeprefix(PREFIX), short, n=1, cutoff=0)[0]
+    return f"nearest known: {short[nearest]}" if short[nearest] else "can only be set in a TOML file"
+
+
+def _near_setting(path: SettingPath) -> str:
+    known: dict[str, None] = {}
+    for leaf in leaves():
+        for length in range(1, len(leaf.path) + 1):
+            begin = leaf.path[:length]
+            star = begin.index("*") if "*" in begin else length
+            if star == length:
+                known[dotted(begin)] = None
+            elif begin[:star] == path[:star] and star < min(length, len(path)) - 1:
+                known[dotted((*path[: star + 1], *begin[star + 1 :]))] = None
+    return difflib.get_close_matches(dotted(path), known, n=1, cutoff=0)[0]
+
+
+def _fault(error: ErrorDetails, path: SettingPath) -> str:
+    """What is wrong at *path*, and what is allowed there."""
+    if error["type"] == "extra_forbidden":
+        return f"unknown name; nearest known: {_near_setting(path)}"
+    leaf = next((leaf for leaf in leaves() if leaf.fits(path)), None)
+    if error["type"] == "tuple_type":
+        return "is not a list; allowed: a list"
+    if error["type"] == "dict_type" or leaf is None:
+        return "is not a table; allowed: a table"
+    if error["type"] == "missing":
+        return f"is missing; allowed: {allowed(leaf)}"
+    value = error["input"]
+    # A URL may hold a password where none belongs.
+    hidden = leaf.is_secret or leaf.path[-1].endswith("url") or not isinstance(value, str | int | float)
+    shown = "" if hidden else f"{value!r:.60} "
+    if error["type"] == "value_error":
+        return f"{shown}{error['ctx']['error']}"
+    return f"{shown}cannot be used; allowed: {allowed(leaf)}"
+
+
+def allowed(leaf: Leaf) -> str:
+    """What may stand in a setting, in words."""
+    kinds = _kinds(leaf.field)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            return "one of " + ", ".join(get_args(kind))
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            return "one of " + ", ".join(member.value for member in kind)
+    if bool in kinds:
+        return "true or false"
+    if int in kinds or float in kinds:
+        return ("a whole number" if int in kinds else "a number") + _bounds(leaf.field)
+    if leaf.path[-1].endswith("url") and not leaf.is_secret:
+        return ALLOWED
+    pattern = next((found for rule in leaf.field.metadata if (found := getattr(rule, "pattern", None))), None)
+    if pattern:
+        return f"text like {pattern}"
+    return "text that is not empty"
+
+
+def _bounds(info: FieldInfo) -> str:
+    words = {Ge: "at least", Gt: "above", Le: "at most"}
+    rules = [rule for rule in info.metadata if type(rule) in words]
+    return "".join(f", {words[type(rule)]} {getattr(rule, type(rule).__name__.lower())}" for rule in rules)
+
+
+def explain(settings: Settings, sources: Mapping[SettingPath, str]) -> str:
+    """The settings in force for a terminal: grouped, each with its value and where it came from; secrets hidden."""
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for leaf in (leaf for leaf in leaves() if "*" not in leaf.path):
+        value: object = settings
+        for part in leaf.path:
+            value = getattr(value, part)
+        group = leaf.path[0] if len(leaf.path) > 1 else "general"
+        groups.setdefault(group, []).append((leaf.path[-1], _shown(leaf, value), source(sources, leaf.path)))
+    for model, rule in sorted(settings.models.items()):
+        stated = ((name, value) for name, value in rule if value is not None)
+        rows = ((dotted((model, name)), str(value), source(sources, ("models", model, name))) for name, value in stated)
+        groups.setdefault("models", []).extend(rows)
+    for upstream in settings.all_upstreams():
+        ways = [*upstream.hosts, *([upstream.listen] if upstream.listen else [])] or ["whatever no other claims"]
+        origin = "dashscope_url" if upstream.name == DEFAULT_UPSTREAM else "upstreams"
+        row = (upstream.name, f"{upstream.origin} for {', '.join(ways)}", source(sources, (origin,)))
+        groups.setdefault("upstreams", []).append(row)
+    return "\n\n".join(_block(name, rows) for name, rows in groups.items())
+
+
+def _shown(leaf: Leaf, value: object) -> str:
+    if leaf.is_secret:
+        return "(set)" if value else "(not set)"
+    if value is None or value in ((), {}):
+        return "(none)"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {item}" for name, item in sorted(value.items()))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _block(name: str, rows: list[tuple[str, str, str]]) -> str:
+    width = max(36, *(len(value) for _, value, _ in rows))
+    return "\n".join([name, *(f"  {setting:<20} {value:<{width}} {origin}" for setting, value, origin in rows)])
