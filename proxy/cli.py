@@ -1,0 +1,236 @@
+"""
+The command line: run the proxy, and operate a running one through its admin API.
+
+Imports little at the top: a switch should not wait for half the proxy to load.
+"""
+
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from proxy.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_UNHEALTHY = 1
+EXIT_MISTAKES = 2
+
+_ADMIN_TIMEOUT_S = 5.0
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  never listened on, only asked
+
+
+class Duration(click.ParamType[float]):
+    """``30s``, ``10m``, ``2h``, ``1d``; in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Called by click."""
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smhd])", str(value).strip())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration; allowed: 30s, 10m, 2h, 1d", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dashcache", prog_name="dashcache")
+def main() -> None:
+    """A transparent caching proxy for DashScope. Settings come from files and the environment; see `check`."""
+
+
+@main.command()
+def run() -> None:
+    """Start the proxy in the foreground; Ctrl-C or SIGTERM drains and ends it."""
+    from proxy.ops.process import forget_metrics_directory  # noqa: PLC0415
+
+    forget_metrics_directory()
+    from proxy.ops.start import run as run_supervisor  # noqa: PLC0415  only after the line above
+
+    try:
+        run_supervisor(os.environ)
+    except ConfigError as error:
+        _fail_with_mistakes(error)
+
+
+@main.command(hidden=True)
+def worker() -> None:
+    """One worker process; only `run` starts it."""
+    from proxy.ops.worker import main as run_worker  # noqa: PLC0415
+
+    sys.exit(run_worker())
+
+
+@main.command()
+def check() -> None:
+    """Show the effective settings and where each comes from, or every mistake in them (status 2)."""
+    from proxy.settings_source import explain, load_with_sources  # noqa: PLC0415
+
+    try:
+        loaded = load_with_sources(os.environ)
+    except ConfigError as error:
+        _fail_with_mistakes(error)
+    click.echo(explain(loaded.settings, loaded.sources))
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def admin_options(command: Command) -> Command:
+    """Where the running proxy's admin API is."""
+    return click.option(
+        "--admin", metavar="URL", help="Admin API, for example http://127.0.0.1:9180; by default from the settings."
+    )(command)
+
+
+def scope_options(command: Command) -> Command:
+    """What a switch is about, for how long, and why."""
+    for option in (
+        click.option("--reason", default="", help="Noted in the log and shown with the rule."),
+        click.option("--upstream", default="*", help="Only this upstream, by name.", show_default=True),
+        click.option("--operation", default="*", help="Only this operation.", show_default=True),
+        click.option("--for", "for_s", type=Duration(), help="End by itself after 30s, 10m, 2h …"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@scope_options
+@admin_options
+def bypass(switch: str, **options: Any) -> None:  # noqa: ANN401  click's own
+    """Send everything straight through (on), or use the cache again (off)."""
+    _set_mode("bypass" if switch == "on" else "on", **options)
+
+
+@main.command()
+@click.argument("name", metavar="MODE", type=click.Choice(["on", "bypass", "shadow"]))
+@scope_options
+@admin_options
+def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
+    """Set the mode: on, bypass (nothing read or stored) or shadow (always forward, and compare)."""
+    _set_mode(name, **options)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
+@admin_options
+def stats(*, as_json: bool, admin: str | None) -> None:
+    """Requests, hit ratios, calls, tokens and money saved since the start."""
+    from proxy.ops.table import table  # noqa: PLC0415
+
+    _, document = _ask(admin, "GET", "/v1/stats")
+    click.echo(json.dumps(document, indent=2) if as_json else table(document))
+
+
+@main.command()
+@admin_options
+def health(admin: str | None) -> None:
+    """Ask how the proxy is; status 1 when it is unhealthy or not there."""
+    status, document = _ask(admin, "GET", "/healthz", accept=(200, 503))
+    click.echo(json.dumps(document, indent=2))
+    if status != 200:
+        sys.exit(EXIT_UNHEALTHY)
+
+
+def _set_mode(name: str, *, for_s: float | None, operation: str, upstream: str, reason: str, admin: str | None) -> None:
+    order: dict[str, Any] = {"mode": name, "operation": operation, "upstream": upstream, "reason": reason}
+    if for_s is not None:
+        order["for_s"] = for_s
+    _, document = _ask(admin, "PUT", "/v1/mode", order)
+    workers = document["workers"]
+    click.echo(f"{name}: confirmed by {workers['confirmed']} of {workers['serving']} workers")
+    if document["replicas"] == "pending":
+        click.echo("other replicas: not yet, Redis cannot be reached; they are told when it is back", err=True)
+    if not document["persisted"]:
+        click.echo("not written to the data folder: a restart will forget it", err=True)
+    for upstream_name, operations in document["effective"].items():
+        for operation_name, effective in operations.items():
+            click.echo(f"  {upstream_name} {operation_name}: {effective}")
+
+
+def _ask(
+    admin: str | None, method: str, path: str, body: object = None, accept: tuple[int, ...] = (200,)
+) -> tuple[int, dict[str, Any]]:
+    """The status and the document that the admin API answers; ends the program when it cannot be had."""
+    url, token = _admin(admin)
+    headers = {"Accept": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, headers, method=method)  # noqa: S310  http or https, see _admin
+    # No proxy from the environment and no redirect: the token goes to the address that was named, or nowhere.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+    try:
+        with opener.open(request, timeout=_ADMIN_TIMEOUT_S) as response:
+            return _read(response.status, response.read(), accept)
+    except urllib.error.HTTPError as error:
+        with error:
+            return _read(error.code, error.read(), accept)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        _fail(f"no answer from {url}: {reason}; is the proxy running? --admin names another address")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves redirects to ``_read``, which refuses them like any unexpected status."""
+
+    def redirect_request(self, *_arguments: Any, **_named: Any) -> None:  # noqa: ANN401  urllib's form
+        return None
+
+
+def _read(status: int, body: bytes, accept: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        _fail(f"status {status}, and not the answer of an admin API; is this the right address?")
+    if status not in accept:
+        _fail("\n".join(document.get("mistakes", [f"status {status}"])))
+    return status, document
+
+
+def _admin(admin: str | None) -> tuple[str, str]:
+    """The admin API's base URL and the token, if one is set."""
+    if admin is not None:
+        parts = urlsplit(admin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
+            _fail("--admin: must be http://host:port")
+        # Other settings may be wrong or elsewhere: all that is needed then is the token.
+        return f"{parts.scheme}://{parts.netloc}", os.environ.get("DASHCACHE_ADMIN_TOKEN", "").strip()
+    from proxy.settings import split_address  # noqa: PLC0415
+    from proxy.settings_source import load  # noqa: PLC0415
+
+    try:
+        listen = load(os.environ).listen
+    except ConfigError as error:
+        _fail_with_mistakes(error)
+    host, port = split_address(listen.admin)
+    if port == 0:
+        _fail("the admin listener has a port of its own choice; name it with --admin")
+    host = _UNSPECIFIED.get(host, host)
+    token = listen.admin_token.get_secret_value() if listen.admin_token is not None else ""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(EXIT_UNHEALTHY)
+
+
+def _fail_with_mistakes(error: ConfigError) -> NoReturn:
+    click.echo("dashcache cannot start with these settings:", err=True)
+    for mistake in error.mistakes:
+        click.echo(f"  {mistake}", err=True)
+    sys.exit(EXIT_MISTAKES)

@@ -1,0 +1,1 @@
+"""What operators see and switch: modes, metrics, logs, health, the admin API, the processes."""

@@ -1,0 +1,162 @@
+"""
+The channel between the supervisor and one worker: typed JSON lines over a socket pair, and a worker's end of it.
+
+The first line carries the settings, secrets included: an argument or the environment could be read by others.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import orjson
+from pydantic import SecretStr
+
+from proxy.core.modes import Modes, Rule
+from proxy.core.tasks import Tasks
+from proxy.ops.modes import LiveModes
+from proxy.settings import Settings
+
+# Settings and 256 rules are far below it; it bounds what a confused peer can make us keep.
+_MAX_LINE_BYTES = 4 * 2**20
+
+
+class Hello(msgspec.Struct, tag="hello", tag_field="type"):
+    """To a new worker: everything that it needs to serve."""
+
+    worker: int
+    settings: msgspec.Raw
+    ports: tuple[tuple[str, str, int], ...]
+    secret: bytes
+    redis_url: str | None
+    rules: tuple[Rule, ...]
+
+
+class SetModes(msgspec.Struct, tag="modes", tag_field="type"):
+    """To a worker: from now on these rules hold; confirm *version*."""
+
+    version: int
+    rules: tuple[Rule, ...]
+
+
+class Drain(msgspec.Struct, tag="drain", tag_field="type"):
+    """To a worker: stop accepting, end what is running within so many seconds, and exit."""
+
+    within_s: float
+
+
+class Ready(msgspec.Struct, tag="ready", tag_field="type"):
+    """From a worker: all its ports accept connections."""
+
+
+class ModesSet(msgspec.Struct, tag="modes-set", tag_field="type"):
+    """From a worker: no request that comes from now on is treated by older rules."""
+
+    version: int
+
+
+ToWorker = Hello | SetModes | Drain
+ToSupervisor = Ready | ModesSet
+
+Message = TypeVar("Message")
+
+
+class Channel(Generic[Message]):
+    """One end; *Message* is what this end receives."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: msgspec.json.Decoder[Message]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = decoder
+
+    def send(self, message: ToWorker | ToSupervisor) -> None:
+        """Queue *message*; never waits. After the other end has gone it does nothing."""
+        if not self._writer.is_closing():
+            self._writer.write(msgspec.json.encode(message) + b"\n")
+
+    async def receive(self) -> Message | None:
+        """The next message; ``None`` when the other end has gone, or talks nonsense."""
+        try:
+            line = await self._reader.readuntil(b"\n")
+            return self._decoder.decode(line)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, msgspec.MsgspecError):
+            return None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._writer.close()
+
+
+async def supervisor_end(connected: socket.socket) -> Channel[ToSupervisor]:
+    """The supervisor's end of a connected pair."""
+    reader, writer = await asyncio.open_unix_connection(sock=connected, limit=_MAX_LINE_BYTES)
+    return Channel(reader, writer, msgspec.json.Decoder(ToSupervisor))
+
+
+async def worker_end(connected: socket.socket) -> Channel[ToWorker]:
+    """The worker's end of a connected pair."""
+    reader, writer = await asyncio.open_unix_connection(sock=connected, limit=_MAX_LINE_BYTES)
+    return Channel(reader, writer, msgspec.json.Decoder(ToWorker))
+
+
+def settings_to_json(settings: Settings) -> bytes:
+    """*settings* whole, secrets in clear: for the channel only."""
+
+    def clear(value: object) -> object:
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+    return orjson.dumps(settings.model_dump(), default=clear)
+
+
+def settings_from_json(text: bytes) -> Settings:
+    """The opposite of ``settings_to_json``."""
+    return Settings.model_validate_json(text)
+
+
+class WorkerControl:
+    """
+    What a worker knows of its supervisor.
+
+    ``modes`` follows every switch while ``listen`` runs; ``drain_s`` is how long running requests may take at the end.
+    """
+
+    def __init__(
+        self, channel: "Channel[Any]", modes: LiveModes, drain_s: float, on_drain: Callable[[float], None]
+    ) -> None:
+        self.modes = modes
+        self.drain_s = drain_s
+        self._channel = channel
+        self._draining = asyncio.Event()
+        self._on_drain = on_drain
+
+    def start(self, tasks: Tasks) -> None:
+        """Begin to listen."""
+        tasks.start(self._listen())
+
+    async def ready(self) -> None:
+        """Tell the supervisor that all ports accept connections."""
+        self._channel.send(Ready())
+
+    async def wait_drain(self) -> None:
+        """Return when told to drain, or when the supervisor has gone."""
+        await self._draining.wait()
+
+    def drain(self, within_s: float) -> None:
+        """Begin to drain; the first call counts."""
+        if not self._draining.is_set():
+            self.drain_s = within_s
+            self._draining.set()
+            self._on_drain(within_s)
+
+    async def _listen(self) -> None:
+        while (message := await self._channel.receive()) is not None:
+            if isinstance(message, SetModes):
+                self.modes.replace(Modes(message.rules))
+                self._channel.send(ModesSet(message.version))
+            elif isinstance(message, Drain):
+                self.drain(message.within_s)
+        # The supervisor has gone, perhaps by kill -9: nobody would ever tell us to stop.
+        self.drain(self.drain_s)

@@ -1,0 +1,93 @@
+"""How the proxy is: what ``/healthz`` and ``/readyz`` answer, and the states that ``/v1/stats`` repeats."""
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.ops.redis_link import LinkDown, RedisLink
+from proxy.ops.workers import Workers
+
+
+class Phase(enum.StrEnum):
+    """Where the supervisor is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class RedisKind(enum.StrEnum):
+    """Whose Redis it is."""
+
+    EMBEDDED = "embedded"
+    CONFIGURED = "configured"
+    NONE = "none"
+    """None could be found: the memory tiers alone."""
+
+
+@dataclass(slots=True)
+class State:
+    """What the supervisor knows about itself; it writes, the admin API reads."""
+
+    phase: Phase = Phase.STARTING
+    redis: RedisKind = RedisKind.NONE
+    link: RedisLink | None = None
+    workers: Workers | None = None
+    wanted: int = 0
+    started_mono_s: float = field(default_factory=time.monotonic)
+    http: list[str] = field(default_factory=list)
+    admin: str = ""
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve."""
+        return self.workers.serving if self.workers is not None else 0
+
+    @property
+    def is_ready(self) -> bool:
+        """
+        Whether new requests should come here.
+
+        Redis has no say: without it every request is still answered, and taking all replicas out of service because
+        one Redis is down would turn a slow hour into an outage.
+        """
+        return self.phase is Phase.SERVING and self.serving > 0
+
+    def worker_counts(self) -> dict[str, int]:
+        """Workers that serve, and how many should."""
+        return {"serving": self.serving, "wanted": self.wanted}
+
+    def uptime_s(self, monotonic: Callable[[], float] = time.monotonic) -> float:
+        """Seconds since the start."""
+        return round(monotonic() - self.started_mono_s, 1)
+
+
+async def redis_state(state: State) -> dict[str, Any]:
+    """Whether a key that nobody else has can be set and read back just now, and how long that took."""
+    if state.link is None:
+        return {"kind": state.redis, "ok": None, "round_trip_ms": None}
+    try:
+        round_trip_ms = await state.link.round_trip_ms()
+    except LinkDown as down:
+        return {"kind": state.redis, "ok": False, "round_trip_ms": None, "error": down.kind}
+    return {"kind": state.redis, "ok": True, "round_trip_ms": round(round_trip_ms, 3)}
+
+
+async def health(state: State) -> tuple[int, dict[str, Any]]:
+    """
+    HTTP status and body of ``/healthz``.
+
+    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer or a worker is missing: requests are
+    still answered, so the status stays 200 and nobody restarts us for it.
+    """
+    redis = await redis_state(state)
+    if state.serving == 0:
+        verdict = "unhealthy"
+    elif redis["ok"] is False or state.serving < state.wanted:
+        verdict = "degraded"
+    else:
+        verdict = "healthy"
+    body = {"status": verdict, "phase": state.phase, "redis": redis, "workers": state.worker_counts()}
+    return (503 if verdict == "unhealthy" else 200), body

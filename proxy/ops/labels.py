@@ -1,0 +1,53 @@
+"""
+The closed sets that metric labels are taken from; whatever is not in its set becomes ``other``.
+
+Requests choose paths, models and headers, so nothing that they bring may become a label as it is: the number of series
+would be theirs to choose.
+"""
+
+from collections.abc import Iterable
+
+from proxy.core.outcome import CacheState
+from proxy.core.plan import PassReason, Refusal
+from proxy.errors import ErrorCode
+from proxy.settings import Settings
+from proxy.vendors.registry import dashscope_adapters
+
+OTHER = "other"
+
+OPERATIONS: tuple[str, ...] = tuple(
+    sorted({adapter.operation for adapter in dashscope_adapters(frozenset(), {})} - {OTHER})
+)
+"""Operations that the cache answers; what an operator can name in a mode."""
+
+STATES: tuple[str, ...] = tuple(state.value for state in CacheState)
+ITEM_RESULTS = ("memory", "redis", "forwarded", "coalesced")
+STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx", "none", OTHER)
+REDIS_FAILURES = (
+    "authentication",
+    "cluster-down",
+    "connection",
+    "garbage",
+    "loading",
+    "rejected",
+    "timeout",
+    OTHER,
+)
+REASONS: frozenset[str] = frozenset(member.value for kind in (PassReason, Refusal, ErrorCode) for member in kind)
+
+
+def upstream_names(settings: Settings) -> tuple[str, ...]:
+    """The names of all configured upstreams."""
+    return tuple(upstream.name for upstream in settings.all_upstreams())
+
+
+def known(value: str, allowed: Iterable[str]) -> str:
+    """*value* if it is *allowed*, else ``other``."""
+    return value if value in allowed else OTHER
+
+
+def status_class(status: int | None) -> str:
+    """``2xx`` to ``5xx``; ``none`` when no answer came."""
+    if status is None:
+        return "none"
+    return known(f"{status // 100}xx", STATUS_CLASSES)

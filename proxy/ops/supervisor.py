@@ -1,0 +1,206 @@
+"""
+``dashcache run``: one supervisor, its workers, perhaps a Redis, and the order in which they come and go.
+
+The supervisor serves no data. It holds what must be one of its kind: the data folder, the ports' numbers, the modes,
+the admin listener. Open ``Supervisor._start`` for the way up; the exit stack walks the same way down.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+import proxy
+from proxy.core.key import Secret
+from proxy.core.modes import Modes
+from proxy.core.tasks import Tasks
+from proxy.errors import ConfigError
+from proxy.ops import labels
+from proxy.ops.admin import Admin
+from proxy.ops.channel import Hello, settings_to_json
+from proxy.ops.data_folder import DataFolder
+from proxy.ops.health import Phase, RedisKind, State
+from proxy.ops.log_output import error_fields, logger
+from proxy.ops.metric_files import MetricFiles
+from proxy.ops.mode_book import ModeBook
+from proxy.ops.mode_share import ModeShare
+from proxy.ops.ports import Reserved, bind, reserve_all, shown
+from proxy.ops.process import METRICS_VARIABLE, child_environment, python_module
+from proxy.ops.redis_child import RedisChild, find_program
+from proxy.ops.redis_link import RedisLink
+from proxy.ops.workers import Workers
+from proxy.settings import Settings, split_address
+
+REDIS_CONFIG = "redis.conf"
+
+
+class Supervisor:
+    """
+    One run, from ``run`` to its return.
+
+    *config_folder* holds ``redis.conf``; *worker_command* is what starts a worker (tests bring another one).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        config_folder: Path,
+        *,
+        worker_command: Sequence[str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.state = State(wanted=settings.workers or len(os.sched_getaffinity(0)))
+        self._settings = settings
+        self._redis_config = config_folder / REDIS_CONFIG
+        self._worker_command = worker_command or [*python_module(Path(proxy.__file__).parent.parent), "worker"]
+        self._environ = environ
+        self._tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
+        self._stop = asyncio.Event()
+        self._upstreams = labels.upstream_names(settings)
+
+    async def run(self) -> None:
+        """
+        Serve until a signal comes or ``stop`` is called.
+
+        Raises:
+            ConfigError: the settings cannot be put into practice here.
+        """
+        self._handle_signals()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._tasks.wait_done, 0)
+            starting = self._tasks.start(self._start(stack))
+            stopping = self._tasks.start(self._stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+            await asyncio.wait({starting})
+            if not starting.cancelled():
+                starting.result()
+            await stopping
+            # First of all: whoever asks whether to send requests here hears no, while they are still answered.
+            self.state.phase = Phase.DRAINING
+            logger().info("draining", within_s=self._settings.limits.drain_s)
+        logger().info("stopped")
+
+    def stop(self) -> None:
+        """Drain and end; called again: hurry."""
+        if self._stop.is_set() and self.state.workers is not None:
+            self.state.workers.hurry()
+        self._stop.set()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Who started us with nohup wants us to outlive the terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self.stop)
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """The way up; everything that is taken is put on *stack* at once, so that a stop half-way leaves nothing."""
+        folder = DataFolder(self._settings.data_dir)
+        stack.callback(folder.close)
+        secret = self._key_secret(folder)
+        metrics = MetricFiles()
+        stack.callback(metrics.close)
+        ports = reserve_all(self._settings)
+        for reserved in ports:
+            stack.callback(reserved.socket.close)
+        self.state.http = [reserved.address for reserved in ports]
+        book = ModeBook(self._settings.start, folder.path, self._set_modes, lambda: self._modes_changed(metrics, book))
+        book.load()
+        admin = Admin(self._settings, self.state, book, metrics)
+        stack.push_async_callback(admin.close)
+        await self._start_admin(admin)
+        redis_url = await self._redis(folder, stack)
+        if redis_url is not None:
+            self._share(redis_url, secret, book, admin, stack)
+        await self._start_workers(stack, book, metrics, ports=ports, secret=secret, redis_url=redis_url)
+
+    def _key_secret(self, folder: DataFolder) -> bytes:
+        given = self._settings.key_secret
+        return given.get_secret_value().encode() if given is not None else folder.key_secret()
+
+    async def _start_admin(self, admin: Admin) -> None:
+        host, port = split_address(self._settings.listen.admin)
+        try:
+            bound = bind(host, port, shared=False)
+        except OSError as error:
+            address = self._settings.listen.admin
+            raise ConfigError([f"listen.admin: cannot listen on {address}: {error.strerror or error}"]) from error
+        self.state.admin = shown(host, bound.getsockname()[1])
+        await admin.start(bound)
+
+    async def _redis(self, folder: DataFolder, stack: contextlib.AsyncExitStack) -> str | None:
+        """The URL of the configured Redis, of one of our own, or none."""
+        if self._settings.redis.url is not None:
+            self.state.redis = RedisKind.CONFIGURED
+            return self._settings.redis.url.get_secret_value()
+        program = find_program()
+        if program is None or not self._redis_config.is_file():
+            missing = "redis-server" if program is None else REDIS_CONFIG
+            logger().warning("no_redis", missing=missing, consequence="memory tier alone; nothing outlives a restart")
+            return None
+        child = RedisChild(program, self._redis_config, folder.path, self._tasks)
+        stack.push_async_callback(child.stop)
+        self.state.redis = RedisKind.EMBEDDED
+        if not await child.start():
+            logger().warning("embedded_redis_silent")
+        return child.url
+
+    def _share(
+        self, redis_url: str, secret: bytes, book: ModeBook, admin: Admin, stack: contextlib.AsyncExitStack
+    ) -> None:
+        link = RedisLink(redis_url, self._settings.redis.key_prefix, self._tasks)
+        stack.push_async_callback(link.close)
+        self.state.link = link
+        # The embedded server is ours alone: there are no replicas to share with.
+        if self.state.redis is RedisKind.CONFIGURED:
+            admin.share = ModeShare(link, Secret.derive(secret), book)
+            stack.callback(self._tasks.start(admin.share.run()).cancel)
+
+    async def _start_workers(
+        self,
+        stack: contextlib.AsyncExitStack,
+        book: ModeBook,
+        metrics: MetricFiles,
+        *,
+        ports: list[Reserved],
+        secret: bytes,
+        redis_url: str | None,
+    ) -> None:
+        settings = msgspec.Raw(settings_to_json(self._settings))
+        addresses = tuple((reserved.upstream, reserved.host, reserved.port) for reserved in ports)
+
+        def hello(number: int) -> Hello:
+            return Hello(number, settings, addresses, secret, redis_url, book.live.switched.rules)
+
+        workers = Workers(
+            self.state.wanted,
+            self._worker_command,
+            {**child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
+            hello=hello,
+            changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
+            died=metrics.worker_died,
+            drain_s=self._settings.limits.drain_s,
+            tasks=self._tasks,
+        )
+        self.state.workers = workers
+        stack.push_async_callback(workers.stop)
+        self._modes_changed(metrics, book)
+        metrics.workers(0, self.state.wanted)
+        workers.start()
+        await workers.wait_all_serve()
+        self.state.phase = Phase.SERVING
+        logger().info(
+            "ready", http=self.state.http, admin=self.state.admin, workers=self.state.wanted, redis=self.state.redis
+        )
+
+    async def _set_modes(self, modes: Modes) -> tuple[int, int]:
+        return await self.state.workers.set_modes(modes) if self.state.workers is not None else (0, 0)
+
+    def _modes_changed(self, metrics: MetricFiles, book: ModeBook) -> None:
+        metrics.modes(book.live, self._upstreams)

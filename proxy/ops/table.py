@@ -1,0 +1,89 @@
+"""``GET /v1/stats`` for people: the figures that an operator looks for, in columns."""
+
+from typing import Any
+
+
+def table(document: dict[str, Any]) -> str:
+    """*document* as text."""
+    parts = [_overview(document), _operations(document), _upstreams(document), _rules(document)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _overview(document: dict[str, Any]) -> str:
+    redis, workers, money = document["redis"], document["workers"], document["money_saved"]
+    answered = {None: "none", True: f"{redis['round_trip_ms']} ms", False: "does not answer"}[redis["ok"]]
+    memory = document["memory"]
+    return _columns(
+        [
+            ["version", document["version"]],
+            ["phase", f"{document['phase']}, up {_duration(document['uptime_s'])}"],
+            ["workers", f"{workers['serving']} of {workers['wanted']}"],
+            ["listening", ", ".join(document["listeners"]["http"])],
+            ["redis", f"{redis['kind']}, {answered}, breaker {document['breaker']['state']}"],
+            ["memory", f"{memory['entries']} rows, {memory['bytes'] / 2**20:.1f} MiB"],
+            ["saved", f"about {money['amount']:.4f} {money['currency']}"],
+        ]
+    )
+
+
+def _operations(document: dict[str, Any]) -> str:
+    heads = [
+        "operation",
+        "requests",
+        "items",
+        "memory",
+        "redis",
+        "misses",
+        "hit ratio",
+        "calls",
+        "saved",
+        "tokens saved",
+    ]
+    rows = [
+        [
+            name,
+            operation["requests"],
+            operation["items"],
+            operation["hits"]["memory"],
+            operation["hits"]["redis"],
+            operation["misses"],
+            "-" if operation["hit_ratio"] is None else f"{operation['hit_ratio']:.1%}",
+            operation["upstream_calls"],
+            operation["calls_saved"],
+            operation["tokens_saved"],
+        ]
+        for name, operation in document["operations"].items()
+    ]
+    return _columns([heads, *rows])
+
+
+def _upstreams(document: dict[str, Any]) -> str:
+    rows = [
+        [name, upstream["calls"], ", ".join(f"{count} {status}" for status, count in upstream["by_status"].items())]
+        for name, upstream in document["upstreams"].items()
+    ]
+    return _columns([["upstream", "calls", "answers"], *rows])
+
+
+def _rules(document: dict[str, Any]) -> str:
+    rows = [
+        [rule["mode"], rule["upstream"], rule["operation"], rule["source"], rule["reason"]]
+        for rule in document["modes"]["rules"]
+    ]
+    return _columns([["mode", "upstream", "operation", "from", "reason"], *rows])
+
+
+def _columns(rows: list[list[Any]]) -> str:
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    named = [(days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")]
+    shown = [f"{count}{unit}" for count, unit in named if count]
+    return " ".join(shown[:2]) or "0s"

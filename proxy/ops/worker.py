@@ -1,0 +1,81 @@
+"""
+A worker process, from its start to its end: event loop, log, the channel to the supervisor, and then ``app``.
+
+Started by the supervisor only, as ``python -m proxy worker``. Ends when told to, or when the supervisor has gone.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+
+import uvloop
+
+from proxy.core.modes import Modes
+from proxy.core.tasks import Tasks
+from proxy.ops.channel import Hello, WorkerControl, settings_from_json, worker_end
+from proxy.ops.log_output import configure, error_fields, logger
+from proxy.ops.modes import LiveModes
+from proxy.ops.process import CONTROL_VARIABLE, die_with_parent
+from proxy.settings import Settings
+
+Serve = Callable[[Settings, Sequence[tuple[str, str, int]], bytes, str | None, WorkerControl], Awaitable[None]]
+"""What ``proxy.app.serve_worker`` is: serve the ports until ``control.wait_drain`` returns, then end."""
+
+# Beyond the time for draining: to close connections to Redis and upstreams.
+_LAST_SECONDS = 3.0
+
+
+def main(serve: Serve | None = None) -> int:
+    """Run a worker with *serve* (by default the real one); the exit status."""
+    die_with_parent()
+    # Ctrl-C reaches the whole terminal; when to stop is the supervisor's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        connected = socket.socket(fileno=int(os.environ.pop(CONTROL_VARIABLE)))
+    except (KeyError, ValueError, OSError):
+        os.write(2, b"dashcache worker: only the supervisor starts workers; use: dashcache run\n")
+        return 2
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(connected, serve))
+
+
+async def _run(connected: socket.socket, serve: Serve | None) -> int:
+    channel = await worker_end(connected)
+    hello = await channel.receive()
+    if not isinstance(hello, Hello):
+        return 1
+    settings = settings_from_json(bytes(hello.settings))
+    writer = configure(settings.log, f"worker-{hello.worker}")
+    modes = LiveModes(settings.start)
+    modes.replace(Modes(hello.rules))
+    control = WorkerControl(channel, modes, settings.limits.drain_s, _end_at_last)
+    tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
+    control.start(tasks)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: control.drain(settings.limits.drain_s))
+    try:
+        await (serve or _real_serve())(settings, hello.ports, hello.secret, hello.redis_url, control)
+    except Exception as error:  # noqa: BLE001  the last place where it can be told
+        logger().error("worker_failed", **error_fields(error))
+        return 1
+    finally:
+        await tasks.wait_done(0)
+        channel.close()
+        writer.close()
+    return 0
+
+
+def _real_serve() -> Serve:
+    # Only now: prometheus_client looks for its folder when it is imported, and the supervisor never needs all this.
+    from proxy.app import serve_worker  # noqa: PLC0415
+
+    return serve_worker
+
+
+def _end_at_last(within_s: float) -> None:
+    """A thread that ends this process should draining hang: without a supervisor nobody else would."""
+    last = threading.Timer(within_s + _LAST_SECONDS, os._exit, (1,))
+    last.daemon = True
+    last.start()
