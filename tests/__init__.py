@@ -1,0 +1,1 @@
+"""The tests: unit, contract, property, scenario, faults, sdk; ``support`` is the rig that they share."""
