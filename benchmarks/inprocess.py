@@ -1,0 +1,60 @@
+"""One worker inside the benchmark's own process, on a real socket, so that its clock can be moved by hand."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from proxy import app
+from proxy.core.modes import Mode
+from proxy.core.outcome import Outcome
+from proxy.core.ports import Clock
+from proxy.settings import Settings
+
+
+class AlwaysOn:
+    """A mode source that nobody switches."""
+
+    def mode(self, upstream: str, operation: str) -> Mode:  # noqa: ARG002  the same for all
+        return Mode.ON
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps the outcomes."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def background_failed(self, error: BaseException) -> None:
+        self.failures.append(repr(error))
+
+    def breaker_changed(self, old: str, new: str) -> None:
+        self.failures.append(f"breaker {old} -> {new}")
+
+    def redis_failed(self, kind: str) -> None:
+        self.failures.append(f"redis {kind}")
+
+    def stored(self, entries: int, failed: int) -> None:
+        if failed:
+            self.failures.append(f"{failed} of {entries + failed} stores failed")
+
+    def entries_rejected(self, entries: int) -> None:
+        self.failures.append(f"{entries} entries rejected")
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    settings: Settings, redis_url: str | None, clock: Clock
+) -> AsyncIterator[tuple[int, app.Worker, Recorder]]:
+    """A worker that serves on a free port until the block ends: its port, its parts, what it observed."""
+    recorder = Recorder()
+    async with app.built(settings, b"benchmark", redis_url, AlwaysOn(), recorder, clock=clock) as worker:
+        runner = await app.listen(settings, worker.front, ("", "127.0.0.1", 0))
+        try:
+            yield runner.addresses[0][1], worker, recorder
+            await worker.tasks.wait_done(5)
+        finally:
+            await runner.cleanup()
