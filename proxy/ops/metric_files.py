@@ -5,6 +5,7 @@ The sum of dead workers is folded into one file, so that a worker that keeps dyi
 """
 
 import asyncio
+import contextlib
 import shutil
 import struct
 import tempfile
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 
 from proxy.core.modes import Mode
 from proxy.ops import labels
+from proxy.ops.data_folder import replace_file
 from proxy.ops.log_output import logger
 from proxy.ops.modes import LiveModes
 
@@ -31,14 +33,23 @@ _multiprocess: Any = multiprocess
 _FOLDED = "0"
 # A file caught while its worker makes it is empty for a moment.
 _ATTEMPTS = 5
+_PREFIX = "dashcache-metrics-"
 _BROKEN = (struct.error, RuntimeError, ValueError)
 
 
 class MetricFiles:
     """One private folder, from the start of the supervisor to its end."""
 
-    def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="dashcache-metrics-"))
+    def __init__(self, data_folder: Path) -> None:
+        self._note = data_folder / "metrics.folder"
+        self._remove_left_over()
+        try:
+            directory = tempfile.mkdtemp(prefix=_PREFIX)
+        except OSError:  # no folder for temporary files that can be written: a read-only container
+            directory = tempfile.mkdtemp(prefix=_PREFIX, dir=data_folder)
+        self.directory = Path(directory)
+        with contextlib.suppress(OSError):
+            replace_file(self._note, directory.encode())
         self._lock = asyncio.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(_Summed(self.directory))
@@ -81,6 +92,15 @@ class MetricFiles:
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._note.unlink()
+
+    def _remove_left_over(self) -> None:
+        """A run that ended by kill -9 could not; the data folder is locked, so nobody uses what it names any more."""
+        with contextlib.suppress(OSError, ValueError):
+            left = Path(self._note.read_text())
+            if left.name.startswith(_PREFIX) and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
 
     def _totals(self) -> Totals:
         return {

@@ -22,14 +22,14 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
+def die_with_parent(number: signal.Signals) -> None:
     """
-    Have the kernel send this process SIGTERM when its parent dies, however that dies (Linux only).
+    Have the kernel send this process the signal *number* when its parent dies, however that dies (Linux only).
 
     Runs in the child. Elsewhere a worker still sees the end of its channel.
     """
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

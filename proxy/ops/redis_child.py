@@ -32,6 +32,8 @@ _START_S = 20.0
 _PING_S = 0.5
 _PAUSE_S = 0.02
 _STOP_S = 10.0
+# It looks for signals ten times a second.
+_REFUSAL_S = 0.5
 _MAX_LINE = 2_000
 
 
@@ -130,7 +132,7 @@ class RedisChild:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                preexec_fn=die_with_parent,
+                preexec_fn=_die_at_once_with_parent,
                 process_group=0,
                 umask=0o077,
             )
@@ -173,14 +175,20 @@ class RedisChild:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGCONT)  # a stopped process does not take SIGTERM
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
-        except TimeoutError:
-            logger().warning("embedded_redis_killed")
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        ended = self._tasks.start(process.wait())
+        deadline_s = time.monotonic() + _STOP_S
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=_REFUSAL_S)
+            # While it saves it answers nobody. If it answers again it could not save (a full disk), and will not end.
+            if not ended.done() and (time.monotonic() >= deadline_s or await self.answers()):
+                logger().warning("embedded_redis_killed", consequence="what it held is not on disk")
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+
+
+def _die_at_once_with_parent() -> None:
+    # SIGTERM would let it save, but a server that cannot save does not end, and then nobody is left to end it.
+    die_with_parent(signal.SIGKILL)
 
 
 async def _log_lines(output: asyncio.StreamReader) -> None:

@@ -104,7 +104,7 @@ class Supervisor:
         folder = DataFolder(self._settings.data_dir)
         stack.callback(folder.close)
         secret = self._key_secret(folder)
-        metrics = MetricFiles()
+        metrics = MetricFiles(folder.path)
         stack.callback(metrics.close)
         ports = reserve_all(self._settings)
         for reserved in ports:

@@ -30,14 +30,14 @@ _LAST_SECONDS = 3.0
 
 def main(serve: Serve | None = None) -> int:
     """Run a worker with *serve* (by default the real one); the exit status."""
-    die_with_parent()
-    # Ctrl-C reaches the whole terminal; when to stop is the supervisor's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         connected = socket.socket(fileno=int(os.environ.pop(CONTROL_VARIABLE)))
     except (KeyError, ValueError, OSError):
         os.write(2, b"dashcache worker: only the supervisor starts workers; use: dashcache run\n")
         return 2
+    die_with_parent(signal.SIGTERM)
+    # Ctrl-C reaches the whole terminal; when to stop is the supervisor's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(connected, serve))
 

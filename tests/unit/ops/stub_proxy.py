@@ -1,0 +1,96 @@
+"""
+The supervisor with a worker that only says who and how it is: for tests of processes, without the data path.
+
+Each connection sends one word and gets one JSON line: ``who`` (process and mode), ``crash``, ``observe`` (counts one
+request), ``hold`` (answers only when the supervisor asks to drain), ``hang`` (stops the loop for good).
+"""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from proxy.core.outcome import CacheState, Outcome
+from proxy.ops.channel import WorkerControl
+from proxy.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+
+
+async def serve(
+    settings: Settings,
+    ports: Sequence[tuple[str, str, int]],
+    secret: bytes,
+    redis_url: str | None,
+    control: WorkerControl,
+) -> None:
+    from proxy.ops.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
+
+    observer = Observer.of(settings)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        word = (await reader.readline()).strip().decode()
+        if word == "crash":
+            os._exit(1)
+        if word == "hang":
+            writer.write(b"{}\n")  # so that the test knows when
+            await writer.drain()
+            time.sleep(3_600)  # noqa: ASYNC251  that is the fault
+        if word == "hold":
+            await control.wait_drain()
+        if word == "observe":
+            hit = Outcome(operation="embedding", upstream="dashscope", state=CacheState.HIT, items=1, hits_memory=1)
+            observer.observe(hit)
+        told = {
+            "pid": os.getpid(),
+            "mode": control.modes.mode("dashscope", "embedding"),
+            "secret": secret.decode(),
+            "redis": redis_url,
+            "environ": sorted(os.environ),
+        }
+        writer.write(json.dumps(told).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+    servers = []
+    for _, host, port in ports:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        servers.append(await asyncio.start_server(answer, sock=listener))
+    await control.ready()
+    await control.wait_drain()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+    await asyncio.sleep(0.05)  # what was held is written
+
+
+def run(environ: Mapping[str, str]) -> None:
+    from proxy.ops.log_output import configure  # noqa: PLC0415
+    from proxy.ops.supervisor import Supervisor  # noqa: PLC0415
+    from proxy.settings_source import config_folder, load  # noqa: PLC0415
+
+    settings = load(environ)
+    writer = configure(settings.log, "supervisor")
+
+    async def supervise() -> None:
+        command = [sys.executable, str(Path(__file__)), "worker"]
+        await Supervisor(settings, config_folder(environ), worker_command=command, environ=environ).run()
+
+    asyncio.run(supervise())
+    writer.close()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    if sys.argv[1] == "worker":
+        from proxy.ops.worker import main
+
+        sys.exit(main(serve))
+    run(os.environ)

@@ -1,0 +1,340 @@
+"""The admin API: what it answers, and to whom (reliability S12)."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from proxy.core.modes import Mode, Modes
+from proxy.core.tasks import Tasks
+from proxy.ops import admin as admin_module
+from proxy.ops.admin import Admin
+from proxy.ops.health import Phase, RedisKind, State
+from proxy.ops.metric_files import MetricFiles
+from proxy.ops.mode_book import ModeBook
+from proxy.ops.ports import bind
+from proxy.ops.redis_link import RedisLink
+from proxy.settings import Listen, Settings, Start
+from tests.support.redis_server import RedisServer
+
+TOKEN = "token-canary-1c9e"
+ROUTES = [
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/stats"),
+    ("GET", "/v1/mode"),
+    ("PUT", "/v1/mode"),
+]
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Any
+    text: str
+    json: Any
+
+
+class FakeWorkers:
+    """As many as are said to serve; each confirms."""
+
+    serving = 2
+
+    async def set_modes(self, _modes: Modes) -> tuple[int, int]:
+        return self.serving, self.serving
+
+
+@dataclass
+class Rig:
+    admin: Admin
+    state: State
+    book: ModeBook
+    url: str
+    session: aiohttp.ClientSession
+    workers: FakeWorkers = field(default_factory=FakeWorkers)
+
+    async def ask(self, method: str, path: str, *, headers: dict[str, str] | None = None, **body: Any) -> Answer:
+        async with self.session.request(method, self.url + path, headers=headers, **body) as answer:
+            text = await answer.text()
+            is_json = answer.content_type == "application/json" and text
+            return Answer(answer.status, answer.headers, text, await answer.json() if is_json else None)
+
+    async def switch(self, **order: Any) -> Answer:
+        return await self.ask("PUT", "/v1/mode", json=order)
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    rigs: list[Rig] = []
+    files = MetricFiles(tmp_path)
+
+    async def made(token: str | None = None) -> Rig:
+        listen = Listen(admin="127.0.0.1:0", admin_token=SecretStr(token) if token else None)
+        state = State(phase=Phase.SERVING, wanted=2, http=["127.0.0.1:8080"])
+        workers = FakeWorkers()
+        state.workers = workers  # type: ignore[assignment]
+        book = ModeBook(Start(), tmp_path, workers.set_modes, lambda: None)
+        admin = Admin(Settings(listen=listen), state, book, files)
+        bound = bind("127.0.0.1", 0, shared=False)
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        await admin.start(bound)
+        rigs.append(Rig(admin, state, book, url, aiohttp.ClientSession(), workers))
+        return rigs[-1]
+
+    yield made
+    for rig in rigs:
+        await rig.session.close()
+        await rig.admin.close()
+    files.close()
+
+
+@pytest.fixture
+async def rig(make: Make) -> Rig:
+    found: Rig = await make()
+    return found
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+async def test_healthy_and_ready(rig: Rig) -> None:
+    health = await rig.ask("GET", "/healthz")
+    assert (health.status, health.json["status"]) == (200, "healthy")
+    assert health.json["workers"] == {"serving": 2, "wanted": 2}
+    assert (await rig.ask("GET", "/readyz")).status == 200
+
+
+async def test_a_missing_worker_degrades(rig: Rig) -> None:
+    rig.workers.serving = 1
+    health = await rig.ask("GET", "/healthz")
+    assert (health.status, health.json["status"]) == (200, "degraded")
+    assert (await rig.ask("GET", "/readyz")).status == 200
+
+
+async def test_without_workers_it_is_unhealthy(rig: Rig) -> None:
+    rig.workers.serving = 0
+    assert (await rig.ask("GET", "/healthz")).status == 503
+    assert (await rig.ask("GET", "/readyz")).status == 503
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
+async def test_not_ready_before_and_after(rig: Rig, phase: Phase) -> None:
+    rig.state.phase = phase
+    assert (await rig.ask("GET", "/readyz")).status == 503
+    assert (await rig.ask("GET", "/healthz")).status == 200
+
+
+async def test_redis_trouble_degrades_and_leaves_readiness_alone(rig: Rig, redis_server: RedisServer) -> None:
+    tasks = Tasks(lambda _: None)
+    rig.state.link, rig.state.redis = RedisLink(redis_server.url, "dashcache", tasks, 1.0), RedisKind.CONFIGURED
+    health = await rig.ask("GET", "/healthz")
+    assert health.json["status"] == "healthy"
+    assert health.json["redis"]["round_trip_ms"] > 0
+    for trouble in (redis_server.hang, redis_server.kill):
+        trouble()
+        health = await rig.ask("GET", "/healthz")
+        assert (health.status, health.json["status"], health.json["redis"]["ok"]) == (200, "degraded", False)
+        assert (await rig.ask("GET", "/readyz")).status == 200
+        assert (await rig.switch(mode="bypass")).status == 200
+    await rig.state.link.close()
+    await tasks.wait_done(0)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+async def test_metrics_are_text_for_prometheus(rig: Rig) -> None:
+    await rig.switch(mode="bypass")
+    metrics = await rig.ask("GET", "/metrics")
+    assert metrics.headers["Content-Type"].startswith("text/plain")
+    assert 'dashcache_mode_active{mode="bypass",operation="embedding"} 1.0' in metrics.text
+
+
+async def test_stats_have_what_operators_look_for(rig: Rig) -> None:
+    stats = (await rig.ask("GET", "/v1/stats")).json
+    assert stats["operations"]["embedding"]["hit_ratio"] is None
+    assert stats["listeners"]["http"] == ["127.0.0.1:8080"]
+    assert stats["money_saved"] == {"amount": 0, "currency": "CNY", "basis": stats["money_saved"]["basis"]}
+    assert stats["breaker"]["state"] == "closed"
+    assert stats["modes"]["effective"] == {"dashscope": {"embedding": "on"}}
+    assert stats["uptime_s"] >= 0
+
+
+# --- modes ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_switch_tells_how_far_it_came(rig: Rig) -> None:
+    answer = await rig.switch(mode="bypass", operation="embedding", for_s=600, reason="vendor throttles")
+    assert answer.status == 200
+    assert answer.json["workers"] == {"confirmed": 2, "serving": 2}
+    assert answer.json["persisted"] is True
+    assert answer.json["replicas"] == "none"
+    assert answer.json["effective"] == {"dashscope": {"embedding": "bypass"}}
+    (rule,) = [rule for rule in answer.json["rules"] if rule["source"] == "switched"]
+    assert rule["until_unix_s"] == pytest.approx(rule["set_unix_s"] + 600, abs=1)
+    assert rig.book.live.mode("dashscope", "embedding") is Mode.BYPASS
+    shown = (await rig.ask("GET", "/v1/mode")).json
+    assert shown["rules"] == answer.json["rules"]
+
+
+@pytest.mark.parametrize(
+    ("order", "mistakes"),
+    [
+        ({}, ["mode"]),
+        ({"mode": "off"}, ["mode"]),
+        ({"mode": "on", "operatoin": "embedding"}, ["operatoin"]),
+        ({"mode": "on", "operation": "embeding"}, ["operation"]),
+        ({"mode": "on", "upstream": "nowhere"}, ["upstream"]),
+        ({"mode": "on", "for_s": 0}, ["for_s"]),
+        ({"mode": "on", "for_s": -5}, ["for_s"]),
+        ({"mode": "on", "for_s": "600"}, ["for_s"]),
+        ({"mode": "on", "for_s": True}, ["for_s"]),
+        ({"mode": "on", "for_s": 1e12}, ["for_s"]),
+        ({"mode": "on", "reason": "x" * 201}, ["reason"]),
+        ({"mode": "on", "reason": "a\nb"}, ["reason"]),
+        ({"mode": 1, "operation": "x", "upstream": "y", "z": 0}, ["mode", "operation", "upstream", "z"]),
+        ([], ["body"]),
+    ],
+)
+async def test_every_mistake_in_an_order_is_named(rig: Rig, order: Any, mistakes: list[str]) -> None:
+    answer = await rig.ask("PUT", "/v1/mode", json=order)
+    assert answer.status == 400
+    assert [mistake.partition(":")[0] for mistake in answer.json["mistakes"]] == mistakes
+    assert rig.book.live.switched == Modes()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"mode":"on","mode":"bypass"}', b'{"mode":NaN}', b"\xff", b"[" * 5_000])
+async def test_what_is_not_plain_json_is_refused(rig: Rig, body: bytes) -> None:
+    answer = await rig.ask("PUT", "/v1/mode", data=body, headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.json["error"]) == (400, "BadRequest")
+
+
+async def test_a_body_too_large_is_refused(rig: Rig) -> None:
+    assert (await rig.switch(mode="on", reason="x" * 100_000)).status == 413
+
+
+# --- who may ask ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": TOKEN},
+        {"Authorization": "Bearer \u00ff"},
+        {"X-Api-Key": TOKEN},
+    ],
+)
+async def test_no_route_without_the_token(make: Make, method: str, path: str, headers: dict[str, str]) -> None:
+    rig = await make(TOKEN)
+    for target in (path, f"{path}?token={TOKEN}&access_token={TOKEN}"):
+        answer = await rig.ask(method, target, headers=headers)
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert TOKEN not in answer.text
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+async def test_with_the_token_any_name_of_ours_will_do(make: Make, scheme: str) -> None:
+    rig = await make(TOKEN)
+    headers = {"Authorization": f"{scheme} {TOKEN}", "Host": "dashcache.internal:9180"}
+    assert (await rig.ask("GET", "/v1/mode", headers=headers)).status == 200
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9180", "127.0.0.1.evil.example", "10.0.0.1", "[::2]:80"]
+)
+async def test_a_rebound_name_gets_nothing(rig: Rig, method: str, path: str, host: str) -> None:
+    """CVE-2018-5702: a page whose name resolves to 127.0.0.1 still sends its own name."""
+    answer = await rig.ask(method, path, headers={"Host": host, "Content-Type": "application/json"}, data=b"{}")
+    assert (answer.status, answer.json["error"]) == (403, "ForeignHost")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9180", "127.0.0.1:1", "127.8.8.8", "[::1]:9180", "LOCALHOST"])
+async def test_names_of_loopback_are_ours(rig: Rig, host: str) -> None:
+    assert (await rig.ask("GET", "/v1/mode", headers={"Host": host})).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "http://[evil"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_pages_of_others_get_nothing(make: Make, method: str, path: str, headers: dict[str, str]) -> None:
+    rig = await make(TOKEN)
+    answer = await rig.ask(method, path, headers={"Authorization": f"Bearer {TOKEN}", **headers}, json={"mode": "on"})
+    assert answer.status == 403
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_a_page_of_our_own_is_welcome(rig: Rig) -> None:
+    headers = {"Origin": rig.url, "Sec-Fetch-Site": "same-origin"}
+    assert (await rig.ask("PUT", "/v1/mode", headers=headers, json={"mode": "on"})).status == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+async def test_a_change_must_be_declared_as_json(rig: Rig, kind: str) -> None:
+    answer = await rig.ask("PUT", "/v1/mode", data=b'{"mode":"bypass"}', headers={"Content-Type": kind})
+    assert answer.status == 415
+    assert rig.book.live.switched == Modes()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/mode", 405),
+        ("DELETE", "/v1/mode", 405),
+        ("OPTIONS", "/v1/mode", 405),
+        ("PUT", "/healthz", 405),
+        ("GET", "/v1/mode/", 404),
+        ("GET", "/", 404),
+        ("GET", "/compatible-mode/v1/embeddings", 404),
+        ("GET", "/v1/mode/../../etc/passwd", 404),
+    ],
+)
+async def test_other_routes_and_methods_are_refused_as_json(rig: Rig, method: str, path: str, status: int) -> None:
+    answer = await rig.ask(method, path, headers={"Content-Type": "application/json"})
+    assert answer.status == status
+    assert set(answer.json) == {"error", "mistakes"}
+    if status == 405:
+        assert "Allow" in answer.headers
+
+
+async def test_every_answer_has_the_security_headers(rig: Rig) -> None:
+    for method, path in [*ROUTES, ("GET", "/nothing"), ("POST", "/v1/mode")]:
+        answer = await rig.ask(method, path)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Server"] == "dashcache"
+
+
+async def test_trouble_of_ours_is_told_without_its_words(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("canary-of-an-exception")
+
+    monkeypatch.setattr(admin_module, "modes_document", broken)
+    answer = await rig.ask("GET", "/v1/mode")
+    assert (answer.status, answer.json["error"]) == (500, "Internal")
+    assert "canary" not in answer.text
+    assert "Traceback" not in answer.text

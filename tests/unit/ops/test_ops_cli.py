@@ -1,0 +1,208 @@
+"""The command line against a scripted admin API, and without any."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+from proxy.ops.health import State
+from proxy.ops.modes import LiveModes
+from proxy.ops.stats import stats as stats_document
+from proxy.settings import Start
+
+TOKEN = "token-canary-77aa"
+
+
+class Admin(http.server.ThreadingHTTPServer):
+    """Answers every request with *status* and *document*; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[dict[str, Any]] = []
+        self.status = 200
+        self.document: Any = {}
+        self.location: str | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Admin
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append(
+            {
+                "method": self.command,
+                "path": self.path,
+                "authorization": self.headers.get("Authorization"),
+                "body": json.loads(body) if body else None,
+            }
+        )
+        self.send_response(self.server.status)
+        if self.server.location:
+            self.send_header("Location", self.server.location)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.document).encode())
+
+    do_GET = do_PUT = _answer  # noqa: N815  the base class's names
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def admin() -> Iterator[Admin]:
+    with Admin() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("REDIS_URL", "DASHCACHE_ADMIN_TOKEN", "DASHCACHE_ADMIN_LISTEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DASHCACHE_DATA_DIR", str(tmp_path))
+    # A proxy of the surroundings would be asked for everything, and would see the token.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+
+def call(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=environment)
+
+
+SWITCHED = {
+    "workers": {"confirmed": 4, "serving": 4},
+    "persisted": True,
+    "replicas": "none",
+    "effective": {"dashscope": {"embedding": "bypass"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order"),
+    [
+        (["bypass", "on"], {"mode": "bypass"}),
+        (["bypass", "off"], {"mode": "on"}),
+        (["mode", "shadow"], {"mode": "shadow"}),
+        (["bypass", "on", "--for", "10m"], {"mode": "bypass", "for_s": 600}),
+        (["bypass", "on", "--for", "1.5h"], {"mode": "bypass", "for_s": 5_400}),
+        (
+            ["mode", "on", "--operation", "embedding", "--upstream", "us", "--reason", "test"],
+            {"mode": "on", "operation": "embedding", "upstream": "us", "reason": "test"},
+        ),
+    ],
+)
+def test_switches_become_orders(admin: Admin, arguments: list[str], order: dict[str, Any]) -> None:
+    admin.document = SWITCHED
+    result = call(*arguments, DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 0, result.output
+    (asked,) = admin.asked
+    assert (asked["method"], asked["path"]) == ("PUT", "/v1/mode")
+    assert asked["body"] == {"operation": "*", "upstream": "*", "reason": "", **order}
+    assert "confirmed by 4 of 4 workers" in result.output
+    assert "dashscope embedding: bypass" in result.output
+
+
+@pytest.mark.parametrize("duration", ["10", "m", "-5m", "0s", "10 m", "1w", "nan", "1e3s"])
+def test_what_is_no_duration_is_refused(duration: str) -> None:
+    result = call("bypass", "on", f"--for={duration}")
+    assert result.exit_code == 2
+    assert "allowed: 30s, 10m, 2h, 1d" in result.output
+
+
+def test_the_token_comes_from_the_settings(admin: Admin) -> None:
+    admin.document = {"status": "healthy"}
+    for arguments in (["health"], ["health", "--admin", f"http://{admin.address}"]):
+        environment = {"DASHCACHE_ADMIN_LISTEN": admin.address, "DASHCACHE_ADMIN_TOKEN": TOKEN}
+        assert call(*arguments, **environment).exit_code == 0
+    assert [asked["authorization"] for asked in admin.asked] == [f"Bearer {TOKEN}"] * 2
+
+
+def test_the_token_follows_no_redirect(admin: Admin) -> None:
+    admin.status, admin.location = 302, f"http://{admin.address}/elsewhere"
+    assert call("health", DASHCACHE_ADMIN_LISTEN=admin.address, DASHCACHE_ADMIN_TOKEN=TOKEN).exit_code == 1
+    assert len(admin.asked) == 1
+
+
+def test_refusals_are_shown_in_words(admin: Admin) -> None:
+    admin.status, admin.document = (
+        400,
+        {"error": "BadRequest", "mistakes": ["operation: unknown; allowed: *, embedding"]},
+    )
+    result = call("bypass", "on", "--operation", "embeding", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 1
+    assert "operation: unknown; allowed: *, embedding" in result.output
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_health_is_the_exit_status(admin: Admin, status: int, code: int) -> None:
+    admin.status, admin.document = status, {"status": "whatever"}
+    result = call("health", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == code
+    assert "whatever" in result.output
+
+
+def test_nobody_there_is_said_so() -> None:
+    result = call("health", "--admin", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "is the proxy running?" in result.output
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9180", "ftp://x", "http://", "http://x/path", "http://x?y=1"])
+def test_an_admin_address_must_be_one(url: str) -> None:
+    result = call("health", "--admin", url)
+    assert result.exit_code == 1
+    assert "must be http://host:port" in result.output
+
+
+def test_stats_are_a_table_or_json(admin: Admin) -> None:
+    state = State(http=["127.0.0.1:8080"])
+    redis = {"kind": "none", "ok": None, "round_trip_ms": None}
+    totals = {
+        ("dashcache_items_total", (("operation", "embedding"), ("result", "memory"))): 9.0,
+        ("dashcache_items_total", (("operation", "embedding"), ("result", "forwarded"))): 1.0,
+        ("dashcache_tokens_saved_total", (("operation", "embedding"),)): 2_000_000.0,
+    }
+    document = stats_document(totals, state, redis, LiveModes(Start()), ("dashscope",))
+    assert document["operations"]["embedding"]["hit_ratio"] == 0.9
+    assert document["money_saved"]["amount"] == 1.0  # 2 million tokens at 0.0005 CNY per thousand
+    admin.document = json.loads(json.dumps(document))
+    table = call("stats", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert table.exit_code == 0, table.output
+    assert "90.0%" in table.output
+    assert "1.0000 CNY" in table.output
+    as_json = call("stats", "--json", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert json.loads(as_json.output) == admin.document
+
+
+def test_check_shows_what_holds_and_hides_secrets() -> None:
+    result = call("check", DASHCACHE_KEY_SECRET=TOKEN, DASHCACHE_WORKERS="3")
+    assert result.exit_code == 0, result.output
+    assert "DASHCACHE_WORKERS" in result.output
+    assert TOKEN not in result.output
+
+
+@pytest.mark.parametrize("command", ["check", "run", "health"])
+def test_every_mistake_is_shown(command: str) -> None:
+    result = call(command, DASHCACHE_WORKERS="many", DASHCACHE_HTTP_LISTEN="nowhere", DASHCACHE_WOKRERS="1")
+    assert result.exit_code == 2
+    for name in ("DASHCACHE_WORKERS", "DASHCACHE_HTTP_LISTEN", "DASHCACHE_WOKRERS"):
+        assert f"  {name}: " in result.output
+
+
+def test_a_worker_is_nothing_to_start_by_hand() -> None:
+    result = call("worker")
+    assert result.exit_code == 2
+    assert "worker" not in call("--help").output

@@ -1,0 +1,170 @@
+"""The log: one line per request, nothing in it that a client sent, and a reader that stops does not stop us."""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+
+from proxy.core.outcome import CacheState, Outcome
+from proxy.ops.log import Observer
+from proxy.ops.log_output import configure, error_fields, logger
+from proxy.ops.log_writer import LineWriter
+from proxy.ops.metrics import Metrics
+from proxy.settings import Log
+
+CANARY = "canary-7d1f"
+
+
+class Pipe:
+    """A configured log, and what came out of it."""
+
+    def __init__(self, settings: Log) -> None:
+        self._reading, self.writing = os.pipe()
+        self.writer = configure(settings, "worker-1", self.writing)
+
+    def lines(self) -> list[dict[str, Any]]:
+        self.writer.close()
+        os.close(self.writing)
+        with os.fdopen(self._reading, "rb") as reading:
+            return [orjson.loads(line) for line in reading]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, hook, raising = root.handlers[:], root.level, sys.excepthook, logging.raiseExceptions
+    yield
+    root.handlers, sys.excepthook, logging.raiseExceptions = handlers, hook, raising
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def pipe() -> Pipe:
+    return Pipe(Log())
+
+
+def test_a_request_is_one_line(pipe: Pipe) -> None:
+    observer = Observer(Metrics(("dashscope",)), log_requests=True)
+    observer.observe(
+        Outcome(
+            operation="embedding", upstream="dashscope", state=CacheState.PARTIAL, items=10, hits_redis=9, status=200
+        )
+    )
+    (line,) = pipe.lines()
+    assert (line["event"], line["state"], line["items"], line["hits_redis"]) == ("request", "partial", 10, 9)
+    assert line["process"] == "worker-1"
+    assert line["timestamp"].endswith("Z")
+
+
+def test_requests_can_be_left_out_of_the_log(pipe: Pipe) -> None:
+    Observer(Metrics(()), log_requests=False).observe(Outcome())
+    assert pipe.lines() == []
+
+
+def test_an_id_that_is_none_is_not_written_down(pipe: Pipe) -> None:
+    Observer(Metrics(()), log_requests=True).observe(Outcome(request_id=f"{CANARY} <text>"))
+    (line,) = pipe.lines()
+    assert line["request_id"] == ""
+
+
+def test_the_breaker_speaks_once_per_change(pipe: Pipe) -> None:
+    observer = Observer(Metrics(()), log_requests=True)
+    for old, new in (
+        ("closed", "open"),
+        ("open", "half-open"),
+        ("half-open", "open"),
+        ("open", "half-open"),
+        ("half-open", "closed"),
+    ):
+        observer.breaker_changed(old, new)
+        observer.redis_failed("timeout")
+    assert [(line["level"], line["event"]) for line in pipe.lines()] == [
+        ("warning", "redis_breaker_open"),
+        ("info", "redis_breaker_closed"),
+    ]
+
+
+def _failing() -> BaseException:
+    with pytest.raises(ValueError, match=CANARY) as caught:
+        int(CANARY)
+    return caught.value
+
+
+def test_errors_are_told_without_their_words(pipe: Pipe) -> None:
+    error = _failing()
+    observer = Observer(Metrics(()), log_requests=True)
+    observer.background_failed(error)
+    logger().error("by_hand", exc_info=error)
+    logging.getLogger("aiohttp.server").error("Error handling request from %s", CANARY, exc_info=error)
+    logging.getLogger("asyncio").error("Task was never retrieved\nfuture: " + CANARY, exc_info=error)  # noqa: G003
+    sys.excepthook(ValueError, error, None)
+    logger().error("odd", value={1, CANARY}, other=object())
+    lines = pipe.lines()
+    assert CANARY not in str(lines)
+    assert [line.get("error") for line in lines] == ["ValueError"] * 5 + [None]
+    assert lines[2]["message"] == "Error handling request from %s"
+
+
+def test_access_lines_of_the_library_are_not_written(pipe: Pipe) -> None:
+    logging.getLogger("aiohttp.access").info("GET /%s", CANARY)
+    assert pipe.lines() == []
+
+
+def test_an_error_from_our_code_names_the_place() -> None:
+    try:
+        Outcome.hits.fget(None)  # type: ignore[attr-defined]
+    except AttributeError as error:
+        fields = error_fields(error)
+    assert fields["where"].startswith("proxy/core/outcome.py:")
+
+
+def test_a_terminal_gets_colours() -> None:
+    main, terminal = os.openpty()
+    writer = configure(Log(), "supervisor", terminal)
+    logger().warning("something")
+    writer.close()
+    assert b"\x1b[" in os.read(main, 10_000)
+    os.close(main)
+    os.close(terminal)
+
+
+def test_a_reader_that_stops_costs_lines_and_never_time() -> None:
+    reading, writing = os.pipe()
+    writer = LineWriter(writing, lambda lines: b"dropped %d\n" % lines, max_lines=100)
+    line = b"x" * 999 + b"\n"
+    for _ in range(2_000):  # a pipe takes 64 KiB
+        writer.write(line)
+    received = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while chunk := os.read(reading, 65_536):
+                received.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    writer.close(10.0)
+    os.close(writing)
+    reader.join(10.0)
+    os.close(reading)
+    whole = [part for part in received.split(b"\n") if part]
+    dropped = sum(int(part.split()[1]) for part in whole if part.startswith(b"dropped"))
+    assert dropped > 0
+    assert sum(part == line[:-1] for part in whole) + dropped == 2_000
+
+
+def test_a_reader_that_left_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    writer = LineWriter(writing, lambda _: b"")
+    writer.write(b"line\n")
+    writer.close()
+    os.close(writing)

@@ -1,0 +1,212 @@
+"""Counters: what an outcome adds up to, and that requests cannot make series."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import mmap_dict
+
+from proxy.core.modes import Mode, Modes, Rule
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.plan import PassReason, Refusal
+from proxy.ops.metric_files import MetricFiles
+from proxy.ops.metrics import Metrics
+from proxy.ops.modes import LiveModes
+from proxy.settings import Start
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(("dashscope",))
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[MetricFiles]:
+    made = MetricFiles(tmp_path)
+    yield made
+    made.close()
+    assert not made.directory.exists()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    found = metrics.registry.get_sample_value(name, labels)
+    assert found is not None, f"no sample {name} {labels}"
+    return found
+
+
+def series(metrics: Metrics) -> int:
+    return sum(len(metric.samples) for metric in metrics.registry.collect())
+
+
+def test_a_hit_counts_items_tokens_and_a_saved_call(metrics: Metrics) -> None:
+    metrics.observe(
+        Outcome(
+            operation="embedding",
+            upstream="dashscope",
+            state=CacheState.HIT,
+            status=200,
+            items=3,
+            hits_memory=1,
+            hits_redis=2,
+            tokens_saved=17,
+            total_ms=0.4,
+        )
+    )
+    assert value(metrics, "dashcache_requests_total", operation="embedding", state="hit") == 1
+    assert value(metrics, "dashcache_items_total", operation="embedding", result="memory") == 1
+    assert value(metrics, "dashcache_items_total", operation="embedding", result="redis") == 2
+    assert value(metrics, "dashcache_tokens_saved_total", operation="embedding") == 17
+    assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="saved") == 1
+    bucket = {"operation": "embedding", "state": "hit", "le": "0.0005"}
+    assert value(metrics, "dashcache_request_duration_seconds_bucket", **bucket) == 1
+
+
+def test_a_miss_counts_calls_by_status(metrics: Metrics) -> None:
+    metrics.observe(
+        Outcome(
+            operation="embedding",
+            upstream="dashscope",
+            state=CacheState.MISS,
+            items=2,
+            forwarded=2,
+            upstream_calls=1,
+            upstream_status=429,
+            upstream_ms=120,
+            detail=Refusal.STATUS,
+            status=429,
+        )
+    )
+    assert value(metrics, "dashcache_items_total", operation="embedding", result="forwarded") == 2
+    assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="4xx") == 1
+    assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="made") == 1
+    assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="saved") == 0
+    assert value(metrics, "dashcache_not_cached_total", operation="embedding", reason="status") == 1
+
+
+def test_a_call_without_an_answer_has_a_class_of_its_own(metrics: Metrics) -> None:
+    metrics.observe(Outcome(upstream="dashscope", state=CacheState.REFUSED, upstream_calls=2, status=502))
+    assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="none") == 2
+
+
+def test_bypassed_items_do_not_spoil_the_hit_ratio(metrics: Metrics) -> None:
+    metrics.observe(
+        Outcome(operation="embedding", state=CacheState.BYPASS, detail=PassReason.BYPASS, items=5, forwarded=5)
+    )
+    assert value(metrics, "dashcache_items_total", operation="embedding", result="forwarded") == 0
+
+
+def test_shadow_counts_what_would_have_been(metrics: Metrics) -> None:
+    metrics.observe(
+        Outcome(
+            operation="embedding",
+            state=CacheState.BYPASS,
+            detail=PassReason.SHADOW,
+            items=5,
+            shadow_hits=3,
+            shadow_mismatches=1,
+        )
+    )
+    counted = {
+        result: value(metrics, "dashcache_shadow_total", result=result) for result in ("hit", "miss", "mismatch")
+    }
+    assert counted == {"hit": 3, "miss": 2, "mismatch": 1}
+
+
+def test_requests_cannot_make_series(metrics: Metrics) -> None:
+    """Reliability R9: whatever clients send, the number of series stays."""
+    for operation in ("embedding", "other"):
+        metrics.observe(Outcome(operation=operation, detail="x", upstream_calls=1))
+    before = series(metrics)
+    for number in range(300):
+        metrics.observe(
+            Outcome(
+                operation=f"operation-{number}",
+                upstream=f"upstream-{number}",
+                detail=f"detail-{number}",
+                upstream_calls=1,
+                upstream_status=number * 10,
+            )
+        )
+        metrics.redis_failed(f"kind-{number}")
+    assert series(metrics) == before
+    assert value(metrics, "dashcache_requests_total", operation="other", state="pass") == 301
+    assert value(metrics, "dashcache_redis_failures_total", kind="other") == 300
+
+
+def test_telemetry_is_counted(metrics: Metrics) -> None:
+    metrics.breaker_changed("closed", "open")
+    metrics.breaker_changed("open", "half-open")
+    assert value(metrics, "dashcache_breaker_open_workers") == 1
+    metrics.breaker_changed("half-open", "closed")
+    assert value(metrics, "dashcache_breaker_open_workers") == 0
+    metrics.stored(5, 2)
+    metrics.entries_rejected(3)
+    metrics.memory(7, 900)
+    metrics.background_failed(ValueError("secret"))
+    assert value(metrics, "dashcache_stores_total", result="stored") == 5
+    assert value(metrics, "dashcache_stores_total", result="failed") == 2
+    assert value(metrics, "dashcache_entries_rejected_total") == 3
+    assert value(metrics, "dashcache_memory_bytes") == 900
+    assert value(metrics, "dashcache_background_failures_total") == 1
+
+
+def test_every_metric_has_a_help_text(metrics: Metrics) -> None:
+    for metric in metrics.registry.collect():
+        assert len(metric.documentation) > 10, metric.name
+
+
+def _write(directory: Path, name: str, values: dict[str, float]) -> None:
+    file = mmap_dict.MmapedDict(str(directory / name))
+    for key, amount in values.items():
+        file.write_value(key, amount, 0.0)
+    file.close()
+
+
+def _key(name: str) -> str:
+    return mmap_dict.mmap_key(name, f"{name}_total", [], [], "Help.")
+
+
+async def test_what_dead_workers_counted_stays_and_their_files_go(files: MetricFiles) -> None:
+    for pid in (101, 102, 103):
+        _write(files.directory, f"counter_{pid}.db", {_key("dashcache_things"): pid})
+        gauge = mmap_dict.mmap_key("dashcache_rows", "dashcache_rows", [], [], "Help.")
+        _write(files.directory, f"gauge_livesum_{pid}.db", {gauge: 1.0})
+    for pid in (101, 102, 999):
+        await files.worker_died(pid)
+    totals = await files.totals()
+    assert totals["dashcache_things_total", ()] == 306
+    assert totals["dashcache_rows", ()] == 1
+    assert sorted(path.name for path in files.directory.iterdir()) == [
+        "counter_0.db",
+        "counter_103.db",
+        "gauge_livesum_103.db",
+    ]
+
+
+async def test_the_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    killed = MetricFiles(tmp_path)
+    again = MetricFiles(tmp_path)
+    assert not killed.directory.exists()
+    again.close()
+    assert not again.directory.exists()
+
+
+async def test_a_file_broken_by_a_dying_worker_costs_its_figures_only(files: MetricFiles) -> None:
+    (files.directory / "counter_7.db").write_bytes(b"\xff\x00")
+    await files.worker_died(7)
+    assert b"dashcache_workers" in await files.render()
+
+
+async def test_the_modes_are_gauges(files: MetricFiles) -> None:
+    modes = LiveModes(Start())
+    modes.replace(Modes().with_rule(Rule(Mode.BYPASS, operation="embedding", set_unix_s=1.0)))
+    files.modes(modes, ("dashscope",))
+    totals = await files.totals()
+    assert totals["dashcache_mode_active", (("mode", "bypass"), ("operation", "embedding"))] == 1
+    assert totals["dashcache_mode_active", (("mode", "shadow"), ("operation", "embedding"))] == 0
+
+
+@pytest.fixture(autouse=True)
+def _no_shared_folder() -> None:
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
