@@ -1,1 +1,1 @@
-"""Every figure that the documentation quotes, each from a command: ``python -m benchmarks.NAME``; loopback only, bounded."""
+"""Every figure that the documentation quotes, each from a command: ``python -m benchmarks.NAME``. Loopback only."""

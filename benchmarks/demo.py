@@ -1,8 +1,8 @@
 """
 What an app gains, shown in half a minute: the vendor's simulator, the proxy, and the real dashscope SDK.
 
-The texts are real and short: the first sentences of the documentation that ships with Python. The SDK asks for them with
-a skew in popularity, first straight at the vendor, then through the proxy; nothing else differs but the base URL.
+The texts are real and short: first sentences of the documentation that ships with Python. The SDK asks for them with a
+skew in popularity, first straight at the vendor, then through the proxy; nothing else differs but the base URL.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def play(
     texts: list[str], calls: int, latency_ms: int, threads: int, console: Console
 ) -> tuple[Run, Run, dict[str, float]]:
     """Both rounds; the second one's statistics are the proxy's own."""
-    asked = random.Random(1).choices(texts, [1 / rank for rank in range(1, len(texts) + 1)], k=calls)  # noqa: S311
+    asked = random.Random(1).choices(texts, [1 / rank for rank in range(1, len(texts) + 1)], k=calls)
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -20,8 +20,8 @@ from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.flow import Flow
-from proxy.ops.channel import WorkerControl
-from proxy.ops.log import Observer
+from proxy.ops.processes.channel import WorkerControl
+from proxy.ops.telemetry.log import Observer
 from proxy.server.http import DataServer, Front, RequestObserver
 from proxy.server.intake import Intake
 from proxy.server.websocket import Bridge

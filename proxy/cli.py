@@ -50,10 +50,10 @@ def main() -> None:
 @main.command()
 def run() -> None:
     """Start the proxy in the foreground; Ctrl-C or SIGTERM drains and ends it."""
-    from proxy.ops.process import forget_metrics_directory  # noqa: PLC0415
+    from proxy.ops.processes.process import forget_metrics_directory  # noqa: PLC0415
 
     forget_metrics_directory()
-    from proxy.ops.start import run as run_supervisor  # noqa: PLC0415  only after the line above
+    from proxy.ops.processes.start import run as run_supervisor  # noqa: PLC0415  only after the line above
 
     try:
         run_supervisor(os.environ)
@@ -64,7 +64,7 @@ def run() -> None:
 @main.command(hidden=True)
 def worker() -> None:
     """One worker process; only `run` starts it."""
-    from proxy.ops.worker import main as run_worker  # noqa: PLC0415
+    from proxy.ops.processes.worker import main as run_worker  # noqa: PLC0415
 
     sys.exit(run_worker())
 
@@ -125,7 +125,7 @@ def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
 @admin_options
 def stats(*, as_json: bool, admin: str | None) -> None:
     """Requests, hit ratios, calls, tokens and money saved since the start."""
-    from proxy.ops.table import table  # noqa: PLC0415
+    from proxy.ops.admin.table import table  # noqa: PLC0415
 
     _, document = _ask(admin, "GET", "/v1/stats")
     click.echo(json.dumps(document, indent=2) if as_json else table(document))

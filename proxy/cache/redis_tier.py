@@ -19,7 +19,6 @@ from redis.exceptions import (
     ClusterDownError,
     InvalidResponse,
     MaxConnectionsError,
-    RedisError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -81,8 +80,6 @@ class RedisTier:
             max_connections=max_connections,
             decode_responses=False,
             protocol=2,
-            lib_name=None,
-            lib_version=None,
         )
         self._redis: Redis = Redis(connection_pool=self._pool)
         self._prefix = prefix.encode("ascii") + b":e:"
@@ -119,11 +116,11 @@ class RedisTier:
                 if isinstance(reply, FAILURES):
                     raise reply
                 if isinstance(reply, Exception):
-                    self._on_rejected(failure_kind(reply))
+                    self._refused(reply)
             return sum(reply is True for reply in replies)
 
         try:
-            return await self._guard.run(send)
+            return await self._guard.run(send, vouches=False)
         except Unavailable:
             return 0
 
@@ -140,12 +137,18 @@ class RedisTier:
         except FAILURES:
             raise
         except ResponseError as error:
-            if str(error).startswith(("BUSY ", "MASTERDOWN", "LOADING")):
-                raise RedisConnectionError("busy") from error  # cannot serve anybody just now
-            self._on_rejected(failure_kind(error))
+            self._refused(error)
             return None
-        except RedisError as error:
+        # Not only RedisError: redis-py stumbles over half an error (ValueError), and uvloop has a RuntimeError for
+        # writing to a connection that has just broken.
+        except Exception as error:
             raise RedisConnectionError("unexpected") from error
+
+    def _refused(self, error: Exception) -> None:
+        """Count a refused command; raises when Redis cannot serve anybody just now."""
+        if str(error).startswith(("BUSY ", "MASTERDOWN", "LOADING")):
+            raise RedisConnectionError("busy") from error
+        self._on_rejected(failure_kind(error))
 
     def _name(self, key: bytes) -> bytes:
         return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")

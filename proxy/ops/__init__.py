@@ -1,1 +1,8 @@
-"""What operators see and switch: modes, metrics, logs, health, the admin API, the processes."""
+"""
+What operators see and switch.
+
+- ``processes``: the supervisor, its workers, the embedded Redis.
+- ``switches``: the modes of a running proxy.
+- ``admin``: the admin listener and what it tells.
+- ``telemetry``: log lines and metrics.
+"""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from proxy.core.outcome import CacheState, Outcome
-from proxy.ops.channel import WorkerControl
+from proxy.ops.processes.channel import WorkerControl
 from proxy.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ async def serve(
     redis_url: str | None,
     control: WorkerControl,
 ) -> None:
-    from proxy.ops.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
+    from proxy.ops.telemetry.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
 
     observer = Observer.of(settings)
 
@@ -72,8 +72,8 @@ async def serve(
 
 
 def run(environ: Mapping[str, str]) -> None:
-    from proxy.ops.log_output import configure  # noqa: PLC0415
-    from proxy.ops.supervisor import Supervisor  # noqa: PLC0415
+    from proxy.ops.processes.supervisor import Supervisor  # noqa: PLC0415
+    from proxy.ops.telemetry.log_output import configure  # noqa: PLC0415
     from proxy.settings_source import config_folder, load  # noqa: PLC0415
 
     settings = load(environ)
@@ -90,7 +90,7 @@ def run(environ: Mapping[str, str]) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if sys.argv[1] == "worker":
-        from proxy.ops.worker import main
+        from proxy.ops.processes.worker import main
 
         sys.exit(main(serve))
     run(os.environ)

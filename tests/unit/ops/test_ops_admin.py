@@ -11,13 +11,13 @@ from pydantic import SecretStr
 
 from proxy.core.modes import Mode, Modes
 from proxy.core.tasks import Tasks
-from proxy.ops import admin as admin_module
-from proxy.ops.admin import Admin
-from proxy.ops.health import Phase, RedisKind, State
-from proxy.ops.metric_files import MetricFiles
-from proxy.ops.mode_book import ModeBook
-from proxy.ops.ports import bind
-from proxy.ops.redis_link import RedisLink
+from proxy.ops.admin import api as admin_module
+from proxy.ops.admin.api import Admin
+from proxy.ops.admin.health import Phase, RedisKind, State
+from proxy.ops.processes.ports import bind
+from proxy.ops.processes.redis_link import RedisLink
+from proxy.ops.switches.book import ModeBook
+from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Listen, Settings, Start
 from tests.support.redis_server import RedisServer
 

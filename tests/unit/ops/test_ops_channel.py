@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from proxy.core.modes import Mode, Rule
 from proxy.core.tasks import Tasks
-from proxy.ops.channel import (
+from proxy.ops.processes.channel import (
     Channel,
     Drain,
     ModesSet,
@@ -23,7 +23,7 @@ from proxy.ops.channel import (
     supervisor_end,
     worker_end,
 )
-from proxy.ops.modes import LiveModes
+from proxy.ops.switches.live import LiveModes
 from proxy.settings import Listen, Redis, Settings, Start, UpstreamRule
 
 

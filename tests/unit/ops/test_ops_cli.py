@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.ops.health import State
-from proxy.ops.modes import LiveModes
-from proxy.ops.stats import stats as stats_document
+from proxy.ops.admin.health import State
+from proxy.ops.admin.stats import stats as stats_document
+from proxy.ops.switches.live import LiveModes
 from proxy.settings import Start
 
 TOKEN = "token-canary-77aa"

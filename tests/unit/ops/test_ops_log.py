@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from proxy.core.outcome import CacheState, Outcome
-from proxy.ops.log import Observer
-from proxy.ops.log_output import configure, error_fields, logger
-from proxy.ops.log_writer import LineWriter
-from proxy.ops.metrics import Metrics
+from proxy.ops.telemetry.log import Observer
+from proxy.ops.telemetry.log_output import configure, error_fields, logger
+from proxy.ops.telemetry.log_writer import LineWriter
+from proxy.ops.telemetry.metrics import Metrics
 from proxy.settings import Log
 
 CANARY = "canary-7d1f"

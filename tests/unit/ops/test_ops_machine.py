@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.ops import ports
-from proxy.ops.data_folder import SECRET_FILE, DataFolder, replace_file
-from proxy.ops.process import Backoff, child_environment, python_module
+from proxy.ops.processes import ports
+from proxy.ops.processes.data_folder import SECRET_FILE, DataFolder, replace_file
+from proxy.ops.processes.process import Backoff, child_environment, python_module
 from proxy.settings import Listen, Settings, UpstreamRule
 from tests.support.ports import PortReservation
 

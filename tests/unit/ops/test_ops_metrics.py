@@ -10,9 +10,9 @@ from prometheus_client import mmap_dict
 from proxy.core.modes import Mode, Modes, Rule
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason, Refusal
-from proxy.ops.metric_files import MetricFiles
-from proxy.ops.metrics import Metrics
-from proxy.ops.modes import LiveModes
+from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry.metric_files import MetricFiles
+from proxy.ops.telemetry.metrics import Metrics
 from proxy.settings import Start
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.mode_book import FILE_NAME, ModeBook
+from proxy.ops.switches.book import FILE_NAME, ModeBook
 from proxy.settings import Start
 
 
@@ -85,7 +85,7 @@ async def test_a_full_disk_does_not_stop_a_switch(book: ModeBook, monkeypatch: p
     def full(_path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("proxy.ops.mode_book.replace_file", full)
+    monkeypatch.setattr("proxy.ops.switches.book.replace_file", full)
     done = await book.switch(Rule(Mode.BYPASS))
     assert not done.persisted
     assert book.live.mode("dashscope", "embedding") is Mode.BYPASS

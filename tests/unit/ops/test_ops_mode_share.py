@@ -9,10 +9,10 @@ import pytest
 from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
 from proxy.core.tasks import Tasks
-from proxy.ops.mode_book import ModeBook
-from proxy.ops.mode_share import ModeShare
-from proxy.ops.modes import seal
-from proxy.ops.redis_link import RedisLink
+from proxy.ops.processes.redis_link import RedisLink
+from proxy.ops.switches.book import ModeBook
+from proxy.ops.switches.live import seal
+from proxy.ops.switches.share import ModeShare
 from proxy.settings import Start
 from tests.support.redis_server import RedisServer
 

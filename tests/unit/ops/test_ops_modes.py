@@ -5,7 +5,7 @@ import pytest
 
 from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.modes import MAX_RULES, BadRules, LiveModes, decode, encode, seal, tidied, unseal
+from proxy.ops.switches.live import MAX_RULES, BadRules, LiveModes, decode, encode, seal, tidied, unseal
 from proxy.settings import Start
 
 SECRET = Secret.derive(b"one deployment")

@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.core.tasks import Tasks
-from proxy.ops import redis_child
-from proxy.ops.redis_child import DATA_FILE, RedisChild, find_program
+from proxy.ops.processes import redis_child
+from proxy.ops.processes.redis_child import DATA_FILE, RedisChild, find_program
 from tests.support.child import process_state
 from tests.support.waiting import wait_until
 

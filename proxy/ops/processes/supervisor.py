@@ -19,20 +19,20 @@ from proxy.core.key import Secret
 from proxy.core.modes import Modes
 from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
-from proxy.ops import labels
-from proxy.ops.admin import Admin
-from proxy.ops.channel import Hello, settings_to_json
-from proxy.ops.data_folder import DataFolder
-from proxy.ops.health import Phase, RedisKind, State
-from proxy.ops.log_output import error_fields, logger
-from proxy.ops.metric_files import MetricFiles
-from proxy.ops.mode_book import ModeBook
-from proxy.ops.mode_share import ModeShare
-from proxy.ops.ports import Reserved, bind, reserve_all, shown
-from proxy.ops.process import METRICS_VARIABLE, child_environment, python_module
-from proxy.ops.redis_child import RedisChild, find_program
-from proxy.ops.redis_link import RedisLink
-from proxy.ops.workers import Workers
+from proxy.ops.admin.api import Admin
+from proxy.ops.admin.health import Phase, RedisKind, State
+from proxy.ops.processes.channel import Hello, settings_to_json
+from proxy.ops.processes.data_folder import DataFolder
+from proxy.ops.processes.ports import Reserved, bind, reserve_all, shown
+from proxy.ops.processes.process import METRICS_VARIABLE, child_environment, python_module
+from proxy.ops.processes.redis_child import RedisChild, find_program
+from proxy.ops.processes.redis_link import RedisLink
+from proxy.ops.processes.workers import Workers
+from proxy.ops.switches.book import ModeBook
+from proxy.ops.switches.share import ModeShare
+from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.log_output import error_fields, logger
+from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings, split_address
 
 REDIS_CONFIG = "redis.conf"

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from proxy.ops.log_output import configure, logger
-from proxy.ops.supervisor import Supervisor
+from proxy.ops.processes.supervisor import Supervisor
+from proxy.ops.telemetry.log_output import configure, logger
 from proxy.settings import Settings
 from proxy.settings_source import config_folder, load_with_sources
 

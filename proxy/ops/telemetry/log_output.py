@@ -18,13 +18,13 @@ from typing import Any
 import orjson
 import structlog
 
-from proxy.ops.log_writer import LineWriter
+from proxy.ops.telemetry.log_writer import LineWriter
 from proxy.settings import Log
 
 Event = MutableMapping[str, Any]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parents[2]
 _MAX_TEMPLATE = 200
 
 

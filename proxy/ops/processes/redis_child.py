@@ -19,8 +19,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from proxy.core.tasks import Tasks
-from proxy.ops.log_output import logger
-from proxy.ops.process import Backoff, die_with_parent
+from proxy.ops.processes.process import Backoff, die_with_parent
+from proxy.ops.telemetry.log_output import logger
 
 DATA_FILE = "cache.rdb"
 _DAMAGED_FILE = "cache.rdb.damaged"

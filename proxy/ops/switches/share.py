@@ -10,10 +10,10 @@ import asyncio
 
 from proxy.core.key import Secret, item_key
 from proxy.core.modes import Modes
-from proxy.ops.log_output import logger
-from proxy.ops.mode_book import ModeBook
-from proxy.ops.modes import MAX_STORED_BYTES, BadRules, seal, unseal
-from proxy.ops.redis_link import LinkDown, RedisLink
+from proxy.ops.processes.redis_link import LinkDown, RedisLink
+from proxy.ops.switches.book import ModeBook
+from proxy.ops.switches.live import MAX_STORED_BYTES, BadRules, seal, unseal
+from proxy.ops.telemetry.log_output import logger
 
 POLL_S = 0.5
 

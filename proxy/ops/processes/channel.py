@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from proxy.core.modes import Modes, Rule
 from proxy.core.tasks import Tasks
-from proxy.ops.modes import LiveModes
+from proxy.ops.switches.live import LiveModes
 from proxy.settings import Settings
 
 # Settings and 256 rules are far below it; it bounds what a confused peer can make us keep.

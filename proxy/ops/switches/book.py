@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.core.modes import Modes, Rule
-from proxy.ops.data_folder import replace_file
-from proxy.ops.log_output import logger
-from proxy.ops.modes import MAX_STORED_BYTES, BadRules, LiveModes, decode, encode, tidied
+from proxy.ops.processes.data_folder import replace_file
+from proxy.ops.switches.live import MAX_STORED_BYTES, BadRules, LiveModes, decode, encode, tidied
+from proxy.ops.telemetry.log_output import logger
 from proxy.settings import Start
 
 FILE_NAME = "modes.json"

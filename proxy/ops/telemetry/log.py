@@ -9,9 +9,9 @@ import re
 from typing import Any, Self
 
 from proxy.core.outcome import Outcome
-from proxy.ops import labels
-from proxy.ops.log_output import error_fields, logger
-from proxy.ops.metrics import Metrics
+from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.log_output import error_fields, logger
+from proxy.ops.telemetry.metrics import Metrics
 from proxy.settings import Settings
 
 # The vendor's id can be any text; only what looks like an id is written down.

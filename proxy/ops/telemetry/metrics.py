@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason
-from proxy.ops import labels
+from proxy.ops.telemetry import labels
 
 # From a memory hit (well under a millisecond) to the vendor's slow answers.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -17,10 +17,10 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest, mmap_di
 from prometheus_client.metrics_core import Metric
 
 from proxy.core.modes import Mode
-from proxy.ops import labels
-from proxy.ops.data_folder import replace_file
-from proxy.ops.log_output import logger
-from proxy.ops.modes import LiveModes
+from proxy.ops.processes.data_folder import replace_file
+from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.log_output import logger
 
 Totals = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Sample values by name and sorted labels."""

@@ -2,8 +2,8 @@
 The modes of a running proxy: what holds now, how rules are written down, and what is believed when read.
 
 ``LiveModes`` is what every process asks per request. Rules come from the settings (they hold until somebody switches,
-and again when a switch ends), from operators, and from other replicas. Who carries them where is in ``mode_book``,
-``mode_share`` and ``channel``.
+and again when a switch ends), from operators, and from other replicas. Who carries them where is in ``book``,
+``share`` and ``processes.channel``.
 """
 
 import hmac

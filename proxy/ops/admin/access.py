@@ -15,7 +15,7 @@ import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from proxy.ops.log_output import error_fields, logger
+from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.settings import Listen, split_address
 
 SECURITY_HEADERS = {

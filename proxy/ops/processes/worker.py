@@ -15,10 +15,10 @@ import uvloop
 
 from proxy.core.modes import Modes
 from proxy.core.tasks import Tasks
-from proxy.ops.channel import Hello, WorkerControl, settings_from_json, worker_end
-from proxy.ops.log_output import configure, error_fields, logger
-from proxy.ops.modes import LiveModes
-from proxy.ops.process import CONTROL_VARIABLE, die_with_parent
+from proxy.ops.processes.channel import Hello, WorkerControl, settings_from_json, worker_end
+from proxy.ops.processes.process import CONTROL_VARIABLE, die_with_parent
+from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.settings import Settings
 
 Serve = Callable[[Settings, Sequence[tuple[str, str, int]], bytes, str | None, WorkerControl], Awaitable[None]]

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from proxy.core.modes import Modes
 from proxy.core.tasks import Tasks
-from proxy.ops.channel import Channel, Drain, Hello, ModesSet, SetModes, ToSupervisor, supervisor_end
-from proxy.ops.log_output import logger
-from proxy.ops.process import CONTROL_VARIABLE, Backoff
+from proxy.ops.processes.channel import Channel, Drain, Hello, ModesSet, SetModes, ToSupervisor, supervisor_end
+from proxy.ops.processes.process import CONTROL_VARIABLE, Backoff
+from proxy.ops.telemetry.log_output import logger
 
 CONFIRM_S = 1.0
 """How long a switch waits for the workers' confirmations."""

@@ -4,10 +4,11 @@ import importlib.metadata
 from typing import Any
 
 from proxy.core.modes import Rule
-from proxy.ops import labels, prices
-from proxy.ops.health import State
-from proxy.ops.metric_files import Totals
-from proxy.ops.modes import LiveModes
+from proxy.ops.admin import prices
+from proxy.ops.admin.health import State
+from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.metric_files import Totals
 
 
 def version() -> str:

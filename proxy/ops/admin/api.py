@@ -1,7 +1,7 @@
 """
 The admin API on its own listener, in the supervisor: health, readiness, metrics, statistics, modes.
 
-Who may ask is decided in ``admin_guard``. The data port knows none of these routes: it forwards every path.
+Who may ask is decided in ``access``. The data port knows none of these routes: it forwards every path.
 """
 
 import socket
@@ -14,14 +14,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from proxy.core.jsontext import Ambiguous, parse
 from proxy.core.modes import Mode, Rule
-from proxy.ops import labels
-from proxy.ops.admin_guard import Guard, Refused, document, middleware
-from proxy.ops.health import State, health, redis_state
-from proxy.ops.metric_files import MetricFiles
-from proxy.ops.mode_book import ModeBook
-from proxy.ops.mode_share import ModeShare
-from proxy.ops.modes import EVERYTHING, MAX_REASON
-from proxy.ops.stats import modes_document, stats
+from proxy.ops.admin.access import Guard, Refused, document, middleware
+from proxy.ops.admin.health import State, health, redis_state
+from proxy.ops.admin.stats import modes_document, stats
+from proxy.ops.switches.book import ModeBook
+from proxy.ops.switches.live import EVERYTHING, MAX_REASON
+from proxy.ops.switches.share import ModeShare
+from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
 
 _MAX_BODY_BYTES = 16 * 1024

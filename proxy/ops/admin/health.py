@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.ops.redis_link import LinkDown, RedisLink
-from proxy.ops.workers import Workers
+from proxy.ops.processes.redis_link import LinkDown, RedisLink
+from proxy.ops.processes.workers import Workers
 
 
 class Phase(enum.StrEnum):

@@ -1,0 +1,1 @@
+"""The admin listener: health, statistics, switches, and who may reach them."""
