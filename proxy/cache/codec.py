@@ -18,7 +18,7 @@ from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 
 FORMAT_VERSION = 1
 
-_HEADER = struct.Struct("<BBQQH")  # format version, form, stored (Unix ms), lifetime (ms), length of the surroundings
+_HEADER = struct.Struct("<BBQQI")  # format version, form, stored (Unix ms), lifetime (ms), length of the surroundings
 _SEPARATOR = b"\x1e"  # a control byte, which no JSON text contains
 _MAX_SURROUNDINGS = 1 << 20
 
@@ -60,7 +60,7 @@ class Codec:
         )
         surroundings = _squeeze(plain)
         # The same bounds as in ``open``: what is sealed can be opened.
-        if len(plain) >= _MAX_SURROUNDINGS or len(surroundings) > 0xFFFF or len(row.vector) > self._max_bytes:
+        if len(plain) >= _MAX_SURROUNDINGS or len(row.vector) > self._max_bytes:
             return None
         header = _HEADER.pack(FORMAT_VERSION, form, entry.stored_unix_ms, entry.ttl_ms, len(surroundings))
         stored = header + surroundings + packed

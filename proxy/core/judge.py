@@ -28,7 +28,7 @@ def refusal(status: int, headers: HeaderLines) -> Refusal | None:
     def items(name: bytes) -> tuple[str, ...]:
         return list_items(tuple(values.get(name, ())))
 
-    if {directive.partition("=")[0] for directive in items(b"cache-control")} & {"no-store", "private"}:
+    if {directive.partition("=")[0] for directive in items(b"cache-control")} & {"no-cache", "no-store", "private"}:
         return Refusal.NO_STORE
     if set(items(b"vary")) - _HARMLESS_VARY:
         return Refusal.VARY

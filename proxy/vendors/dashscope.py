@@ -4,6 +4,8 @@ What all DashScope operations share: who is asking, which headers matter, which 
 Facts: the vendor's API reference and its SDKs (dashscope 1.27.8 and 2.0.2, openai 3.54.0), read 2026-11.
 """
 
+import re
+
 from proxy.core.key import prefixed
 from proxy.core.plan import PassReason
 from proxy.core.request import Request, list_items
@@ -39,6 +41,12 @@ _NO_EFFECT = frozenset(
         b"x-cloud-trace-context",
         b"x-correlation-id",
         b"x-dashscope-client",  # free text of third parties
+        # By name: others that begin so (-user, -access-token, -client-cert) tell a gateway who is asking.
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-forwarded-server",
         b"x-real-ip",
         b"x-request-id",
     }
@@ -48,10 +56,13 @@ _NO_EFFECT_PREFIXES = (
     b"x-b3-",
     b"x-datadog-",
     b"x-dashscope-sdk-",  # session id, client name: new per process
-    b"x-forwarded-",
     b"x-stainless-",  # the retry count changes on each retry
 )
 _OFF = ("disable", "false")
+
+_JSON_RANGE = re.compile(
+    r"(application/json|application/\*|\*/\*)(\s*;\s*charset=utf-?8)?(\s*;\s*q=(?!0\.?0*$)[01](\.\d{0,3})?)?"
+)
 
 
 def precheck(request: Request) -> PassReason | None:
@@ -86,11 +97,12 @@ def scope(request: Request) -> bytes:
 def other_headers(request: Request, ignored: frozenset[bytes]) -> bytes:
     """Every header that may change the answer, as a part of a key: all but credentials and those without effect."""
     relevant: dict[bytes, list[bytes]] = {}
+    wants_json = _wants_json(request.values(b"accept"))
     for name, value in request.headers:
         low = name.lower()
         if low in CREDENTIALS or low in _NO_EFFECT or low in ignored or low.startswith(_NO_EFFECT_PREFIXES):
             continue
-        if low == b"accept" and _accepts_json(value):
+        if low == b"accept" and wants_json:
             continue
         if low == b"cookie":
             value = _without_affinity(value)  # noqa: PLW2901  one header line, seen without its cookie of chance
@@ -115,9 +127,16 @@ def _is_json(values: tuple[bytes, ...]) -> bool:
     )
 
 
-def _accepts_json(value: bytes) -> bool:
-    kinds = {item.partition(";")[0].strip() for item in list_items((value,))}
-    return bool(kinds & {"*/*", "application/json", "application/*"})
+def _wants_json(values: tuple[bytes, ...]) -> bool:
+    """
+    Whether Accept can mean nothing but plain JSON. Another kind beside it, or a parameter, could choose another answer.
+
+    ``text/plain`` behind JSON is what axios sends unless told otherwise.
+    """
+    first, *others = list_items(values) or ("",)
+    return bool(_JSON_RANGE.fullmatch(first)) and all(
+        item == "text/plain" or _JSON_RANGE.fullmatch(item) for item in others
+    )
 
 
 def _refuses_identity(request: Request) -> bool:
@@ -132,5 +151,7 @@ def _refuses_identity(request: Request) -> bool:
 
 def _without_affinity(cookies: bytes) -> bytes:
     """*cookies* without ``acw_tc``: load-balancer affinity that the vendor hands out anew every half hour."""
+    if b'"' in cookies:  # old servers read quotes, and then a semicolon between them separates nothing
+        return cookies
     pairs = (pair.strip() for pair in cookies.split(b";"))
     return b"; ".join(pair for pair in pairs if pair and not pair.startswith(b"acw_tc="))

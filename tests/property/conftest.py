@@ -1,0 +1,11 @@
+"""Property tests run shallow by default and deep in the nightly run; time limits are pytest's, not Hypothesis'."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+settings.register_profile("fast", max_examples=60, **_COMMON)
+settings.register_profile("deep", max_examples=2_000, **_COMMON)
+settings.load_profile("deep" if os.environ.get("DASHCACHE_TEST_SLOW") else "fast")
