@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Tasks:
-    """A set of running background tasks; *on_failure* is told of every exception that nobody awaits."""
+    """A set of running background tasks; *on_failure* is told of the exceptions of those that nobody awaits."""
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
         self._running: set[asyncio.Task[Any]] = set()
@@ -15,11 +15,11 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Start *work*; whoever awaits the task also sees its exception."""
+    def start(self, work: Coroutine[Any, Any, Any], *, is_awaited: bool = False) -> "asyncio.Task[Any]":
+        """Start *work*; an exception is told, unless somebody *awaits* the task and so sees it anyway."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._running.discard if is_awaited else self._finished)
         return task
 
     async def wait_done(self, timeout_s: float) -> int:

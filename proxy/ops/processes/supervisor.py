@@ -72,7 +72,7 @@ class Supervisor:
         self._handle_signals()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.wait_done, 0)
-            starting = self._tasks.start(self._start(stack))
+            starting = self._tasks.start(self._start(stack), is_awaited=True)
             stopping = self._tasks.start(self._stop.wait())
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
