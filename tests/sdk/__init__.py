@@ -1,0 +1,1 @@
+"""The real SDKs, unmodified, through the real proxy."""
