@@ -6,6 +6,7 @@ against the breaker; errors about one command (read-only replica, out of memory)
 but not write goes on serving hits.
 """
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -80,11 +81,14 @@ class RedisTier:
             max_connections=max_connections,
             decode_responses=False,
             protocol=2,
+            driver_info=None,  # or every new connection begins with two commands that nobody needs
         )
         self._redis: Redis = Redis(connection_pool=self._pool)
         self._prefix = prefix.encode("ascii") + b":e:"
         self._guard = guard
         self._on_rejected = on_rejected
+        # Writes wait for each other, as nobody waits for them; half of the connections is always left to reads.
+        self._write_places = asyncio.Semaphore(max(1, max_connections // 2))
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
         """The sealed values under *keys*, in order, in one round trip; ``None`` when Redis could not be asked."""
@@ -120,7 +124,8 @@ class RedisTier:
             return sum(reply is True for reply in replies)
 
         try:
-            return await self._guard.run(send, vouches=False)
+            async with self._write_places:
+                return await self._guard.run(send, vouches=False)
         except Unavailable:
             return 0
 
