@@ -172,10 +172,12 @@ class Flow:
         reply = await self._send_read(job, job.plan.narrowed(missing))
         text, rows = await self._judged(job, reply, missing)
         if rows is None:
+            _count_no_hits(outcome)  # the answer will be the upstream's alone
             if len(missing) == len(job.keys) or outcome.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR):
                 return _relayed(reply, text)
             # What the cache holds cannot be completed by an answer that is not right: ask for the whole.
             reply.close()
+            outcome.forwarded = len(job.keys)
             whole = await self._send_read(job, job.request.body or b"")
             return _relayed(whole, whole)
         fresh = self._entries(job, missing, rows)
@@ -315,6 +317,12 @@ def _count_hits(
     if usable:
         outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in usable.values()) // 1000
         outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in usable.values()) // 1000
+
+
+def _count_no_hits(outcome: Outcome) -> None:
+    outcome.state = CacheState.MISS
+    outcome.hits_memory = outcome.hits_redis = 0
+    outcome.age_s = outcome.ttl_s = None
 
 
 def _values(reply: UpstreamReply, name: bytes) -> tuple[bytes, ...]:

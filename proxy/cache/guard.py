@@ -5,7 +5,8 @@ pybreaker alone does not fit: its ``call`` judges the making of a coroutine, its
 and holds a lock across the await, a cancelled call counts as failure or as success depending on settings, and a
 half-open circuit admits everybody. So here
 
-- the awaited operation runs in a task of its own, which no client can cancel, under a hard deadline;
+- the awaited operation runs in a task of its own, which no client can cancel, under a hard deadline that a busy loop
+  of ours does not run down;
 - its end is reported to pybreaker by a synchronous call, and only if the circuit has not changed state meanwhile: what
   began before a trip says nothing about what came after it;
 - time is monotonic and ours;
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import pybreaker
 
+from proxy.cache.deadline import Deadline
 from proxy.core.tasks import Tasks
 
 Result = TypeVar("Result")
@@ -109,7 +111,7 @@ class Guard:
     ) -> Result | Unavailable:
         """The end of *operation*. Unavailable is returned, as an exception in a task would be told as a bug of ours."""
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with Deadline(self._deadline_s):
                 result = await operation()
         except Neutral:
             return Unavailable("not tried")

@@ -72,11 +72,12 @@ class RedisTier:
         on_rejected: Callable[[str], None],
     ) -> None:
         # Without these, redis-py waits 5 s and tries ten times more: a hung server held one GET for 58 s. The guard's
-        # deadline stands above the socket's, because on Python 3.11 a cancellation during a send can be swallowed.
+        # deadline comes first; the socket's is for Python 3.11, where a cancellation during a send can be swallowed.
+        backstop_s = max(1.0, 20 * deadline_s)
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
-            socket_timeout=deadline_s,
-            socket_connect_timeout=deadline_s,
+            socket_timeout=backstop_s,
+            socket_connect_timeout=backstop_s,
             retry=Retry(NoBackoff(), 0),
             max_connections=max_connections,
             decode_responses=False,
@@ -87,8 +88,9 @@ class RedisTier:
         self._prefix = prefix.encode("ascii") + b":e:"
         self._guard = guard
         self._on_rejected = on_rejected
-        # Writes wait for each other, as nobody waits for them; half of the connections is always left to reads.
+        # Half of the connections each, so that a burst of writes, which nobody waits for, never stands before a read.
         self._write_places = asyncio.Semaphore(max(1, max_connections // 2))
+        self._read_places = asyncio.Semaphore(max(1, max_connections - max_connections // 2))
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
         """The sealed values under *keys*, in order, in one round trip; ``None`` when Redis could not be asked."""
@@ -104,7 +106,10 @@ class RedisTier:
             return [value if isinstance(value, bytes) else None for value in reply]
 
         try:
-            return await self._guard.run(fetch)
+            # Outside the guard: the wait is for our own connections. It ends soon even if Redis hangs, because those in
+            # front fail at their deadline, and then the circuit opens.
+            async with self._read_places:
+                return await self._guard.run(fetch)
         except Unavailable:
             return None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from proxy.errors import ClientError, ErrorCode
 
@@ -13,7 +13,8 @@ class IncomingBody:
     def __init__(self, raw: web.BaseRequest) -> None:
         self._raw = raw
         self._taken: list[bytes] = []
-        self._asked_to_continue = hdrs.EXPECT not in raw.headers
+        # RFC 9110 §10.1.1: a client of HTTP/1.0 does not know interim answers.
+        self._asked_to_continue = hdrs.EXPECT not in raw.headers or raw.version < HttpVersion11
         declared = raw.headers.get(hdrs.CONTENT_LENGTH)
         self.length = int(declared) if declared is not None else None
         self.is_empty = declared is None and hdrs.TRANSFER_ENCODING not in raw.headers

@@ -10,16 +10,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Answer
 from proxy.core.cache_status import header_lines
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import HeaderLines
-from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.intake import Intake, wants_websocket
@@ -68,20 +68,31 @@ class Front:
         body = IncomingBody(raw)
         self.running += 1
         try:
-            return await self._served(raw, intake, body, outcome)
-        except ProxyError as error:
-            return await self._refused(raw, body, outcome, error)
-        except (ConnectionError, asyncio.CancelledError):
+            return await self._answered(raw, intake, body, outcome)
+        except asyncio.CancelledError:
             outcome.client_gone = True
             raise
-        except Exception as error:  # noqa: BLE001  a fault of ours: the client learns that much and no more
-            self._observer.background_failed(error)
-            return await self._refused(raw, body, outcome, ProxyError(ErrorCode.INTERNAL, "the proxy failed"))
+        except ConnectionError:
+            outcome.client_gone = True
+            return _broken_off(raw)  # aiohttp would take the error for a fault of the handler's
         finally:
             self.running -= 1
             outcome.bytes_in = body.received_bytes
             outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
             self._observer.observe(outcome)
+
+    async def _answered(
+        self, raw: web.BaseRequest, intake: Intake, body: IncomingBody, outcome: Outcome
+    ) -> web.StreamResponse:
+        try:
+            return await self._served(raw, intake, body, outcome)
+        except ProxyError as error:
+            return await self._refused(raw, body, outcome, error)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001  a fault of ours: the client learns that much and no more
+            self._observer.background_failed(error)
+            return await self._refused(raw, body, outcome, ProxyError(ErrorCode.INTERNAL, "the proxy failed"))
 
     async def _served(
         self, raw: web.BaseRequest, intake: Intake, body: IncomingBody, outcome: Outcome
@@ -93,15 +104,14 @@ class Front:
         outcome.upstream = request.upstream
         if wants_websocket(raw):
             outcome.operation = "websocket"
-            return await self._bridge.run(raw, request, outcome)
-        answer = await self._flow.answer(request, body, outcome)
+            bridged = await self._bridge.run(raw, request, outcome)
+            if isinstance(bridged, web.StreamResponse):
+                return bridged
+            answer = bridged
+        else:
+            answer = await self._flow.answer(request, body, outcome)
         try:
             return await self._write(raw, answer, outcome)
-        except UpstreamError as error:
-            # The head is out, so the only honest end is a broken connection.
-            outcome.detail = error.code
-            abort(raw)
-            return Written(keep_alive=False)
         finally:
             answer.close()
 
@@ -124,6 +134,10 @@ class Front:
         self, raw: web.BaseRequest, body: IncomingBody, outcome: Outcome, error: ProxyError
     ) -> web.StreamResponse:
         """Our own error in the vendor's shape."""
+        if outcome.status:
+            # The head is out, so the only honest end is a broken connection.
+            outcome.detail = error.code
+            return _broken_off(raw)
         if body.broken and not isinstance(error, ClientError):
             error = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
         outcome.state, outcome.detail = CacheState.REFUSED, error.code
@@ -147,6 +161,11 @@ class Front:
     def refused_by_parser(self, status: int, code: str) -> None:
         """Count a request that never became one."""
         self._observer.observe(Outcome(state=CacheState.REFUSED, detail=code, status=status))
+
+
+def _broken_off(raw: web.BaseRequest) -> Written:
+    abort(raw)
+    return Written(keep_alive=False)
 
 
 class DataServer(web.Server):
@@ -177,11 +196,24 @@ class DataServer(web.Server):
 class _Connection(RequestHandler):
     """aiohttp's connection with our text for what its parser refuses."""
 
-    __slots__ = ("_front",)
+    __slots__ = ("_body", "_front")
 
     def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._front = front
+        self._body: StreamReader = EMPTY_PAYLOAD
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        super().data_received(data)
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            self._body = body
+        elif not self._body.is_eof():
+            # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
+            self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
     def handle_error(
         self,
@@ -191,10 +223,10 @@ class _Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002  may quote what the client sent
     ) -> web.StreamResponse:
         """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
-        too_large = isinstance(exc, LineTooLong)
+        too_large = isinstance(exc, LineTooLong) or _TOO_MANY in str(exc)
         status = 431 if too_large else status
         code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
-        text = "a header is too large" if too_large else "this is not a valid HTTP request"
+        text = "the header is too large" if too_large else "this is not a valid HTTP request"
         answer = self._front.error_answer("/", status, code, text)
         self._front.refused_by_parser(status, code)
         return _ParserRefusal(answer)
@@ -219,6 +251,9 @@ class _ParserRefusal(web.StreamResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to do."""
 
+
+_TOO_MANY = "Too many headers"
+"""How aiohttp's parser, which has no class for it, complains of more lines than are allowed."""
 
 _REASONS = {
     400: "Bad Request",

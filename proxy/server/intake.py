@@ -38,30 +38,35 @@ class Intake:
         """
         _check_framing(raw)
         host = raw.headers.get(hdrs.HOST, "")
+        authority, target = self._split(raw.raw_path)
         if not _HOST.fullmatch(host) and not (raw.version < (1, 1) and hdrs.HOST not in raw.headers):
             raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
         return Request(
             method=raw.method,
-            target=self._origin_form(raw.raw_path),
+            target=target,
             headers=end_to_end(raw.raw_headers),
-            upstream=self.upstream_of_host.get(_without_port(host), self.default_upstream),
+            upstream=self.upstream_of_host.get(_without_port(authority or host), self.default_upstream),
         )
 
-    def _origin_form(self, target: str) -> str:
-        """*target* byte for byte, less the scheme and authority if it names this proxy (RFC 9112 §3.2.2)."""
+    def _split(self, target: str) -> tuple[str, str]:
+        """
+        The authority that *target* names, if it does, and the rest byte for byte.
+
+        Source: RFC 9112 §3.2.2. In absolute form the authority decides, whatever Host says, and must be this proxy's.
+        """
         if "#" in target:
             raise ClientError(ErrorCode.BAD_REQUEST, "a request target has no fragment")
         if target.startswith("/"):
-            return target
+            return "", target
         scheme, separator, rest = target.partition("://")
         authority, slash, path = rest.partition("/")
         if separator and scheme.lower() in ("http", "https") and authority.lower() in self.own_names:
-            return slash + path or "/"
+            return authority, slash + path or "/"
         raise ClientError(ErrorCode.BAD_REQUEST, "this proxy forwards to its configured upstreams only")
 
 
 def _check_framing(raw: web.BaseRequest) -> None:
-    if raw.version > (1, 1):
+    if raw.version not in ((1, 0), (1, 1)):
         raise ClientError(ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here", 505)
     if raw.method == hdrs.METH_CONNECT:
         raise ClientError(ErrorCode.METHOD_NOT_ALLOWED, "this is not a tunnel", 405)

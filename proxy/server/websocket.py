@@ -12,10 +12,11 @@ from collections.abc import Mapping
 import aiohttp
 from aiohttp import WSMsgType, hdrs, web
 
+from proxy.core.answer import Answer
 from proxy.core.outcome import Outcome
 from proxy.core.request import Request
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.transport.http import HttpTransport
+from proxy.errors import ClientError, ErrorCode
+from proxy.transport.http import HttpTransport, UpstreamAnswer, handshake_lines
 
 _HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
@@ -29,55 +30,57 @@ class Bridge:
 
     def __init__(self, transports: Mapping[str, HttpTransport]) -> None:
         self._transports = transports
-        self._open: set[web.WebSocketResponse] = set()
+        self._open: set[tuple[Side, Side]] = set()
 
-    async def run(self, raw: web.BaseRequest, request: Request, outcome: Outcome) -> web.StreamResponse:
+    async def run(self, raw: web.BaseRequest, request: Request, outcome: Outcome) -> web.StreamResponse | Answer:
         """
-        Bridge one connection until either side closes it.
+        Bridge one connection until either side closes it; or the upstream's answer, when it refuses to switch.
 
         Raises:
-            UpstreamError: the upstream cannot be reached, or refuses the upgrade (with the upstream's status).
+            ClientError: the client's handshake is wrong.
+            UpstreamError: the upstream cannot be reached, or answers nonsense.
         """
+        if not web.WebSocketResponse().can_prepare(raw):
+            raise ClientError(ErrorCode.BAD_REQUEST, "this is not a valid WebSocket handshake")
         offered = tuple(
             name.strip() for name in raw.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",") if name.strip()
         )
         lines = tuple(line for line in request.headers if line[0].lower() not in _HANDSHAKE)
         outcome.upstream_calls = 1
-        try:
-            upstream = await self._transports[request.upstream].websocket(
-                dataclasses.replace(request, headers=lines), offered
-            )
-        except aiohttp.WSServerHandshakeError as error:
-            outcome.upstream_status = error.status
-            raise UpstreamError(
-                ErrorCode.UPSTREAM_PROTOCOL, "the upstream refused the WebSocket upgrade", error.status or 502
-            ) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached") from error
+        upstream = await self._transports[request.upstream].websocket(
+            dataclasses.replace(request, headers=lines), offered
+        )
+        if isinstance(upstream, UpstreamAnswer):
+            outcome.upstream_status = upstream.status
+            return Answer(upstream.status, upstream.reason, upstream.headers, upstream, upstream.length)
         outcome.upstream_status = outcome.status = 101
-        async with upstream:
+        try:
             return await self._bridged(raw, upstream)
+        finally:
+            await upstream.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 
     async def close(self) -> None:
-        """Tell all clients that the proxy goes away (RFC 6455 §7.4.1, code 1001)."""
-        for client in tuple(self._open):
-            await client.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+        """Tell all clients and upstreams that the proxy goes away (RFC 6455 §7.4.1, code 1001)."""
+        await asyncio.gather(
+            *(side.close(code=aiohttp.WSCloseCode.GOING_AWAY) for pair in tuple(self._open) for side in pair)
+        )
 
     async def _bridged(self, raw: web.BaseRequest, upstream: aiohttp.ClientWebSocketResponse) -> web.StreamResponse:
         chosen = (upstream.protocol,) if upstream.protocol else ()
         client = web.WebSocketResponse(
             protocols=chosen, autoping=False, autoclose=False, compress=False, max_msg_size=0
         )
+        for name, value in handshake_lines(upstream):
+            client.headers.add(name.decode("ascii"), value.decode("utf-8", "replace"))
         await client.prepare(raw)
-        self._open.add(client)
-        pumps = {
-            asyncio.ensure_future(_pump(client, upstream)),
-            asyncio.ensure_future(_pump(upstream, client)),
-        }
+        pair = (client, upstream)
+        self._open.add(pair)
+        pumps = {asyncio.ensure_future(_pump(client, upstream)), asyncio.ensure_future(_pump(upstream, client))}
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            # Both end when either side closes: the pump that sees it closes the other side, under the other pump.
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            self._open.discard(client)
+            self._open.discard(pair)
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
@@ -86,7 +89,7 @@ class Bridge:
 
 async def _pump(source: Side, sink: Side) -> None:
     """Frames from *source* to *sink* until *source* closes or breaks off; its close goes across too."""
-    while True:
+    while not source.closed:  # by the other pump, which sees to both sides
         message = await source.receive()
         if message.type is WSMsgType.TEXT:
             await sink.send_str(message.data)
@@ -97,9 +100,12 @@ async def _pump(source: Side, sink: Side) -> None:
         elif message.type is WSMsgType.PONG:
             await sink.pong(message.data)
         elif message.type is WSMsgType.CLOSE:
-            reason = (message.extra or "").encode("utf-8")
-            await sink.close(code=message.data or aiohttp.WSCloseCode.OK, message=reason)
-            await source.close(code=message.data or aiohttp.WSCloseCode.OK)
+            code = message.data or aiohttp.WSCloseCode.OK
+            # The other side first: when the client's connection has ended, aiohttp cancels all this.
+            await sink.close(code=code, message=(message.extra or "").encode("utf-8"))
+            await source.close(code=code)
+            return
+        elif message.type is WSMsgType.CLOSING:  # the same, while this pump was waiting
             return
         else:  # closed without a word, or an error: the other side learns it as "going away"
             await sink.close(code=aiohttp.WSCloseCode.GOING_AWAY)

@@ -5,6 +5,8 @@ aiohttp's responses add lines of their own and write non-ASCII values anew, so t
 response object that aiohttp wants back is an empty one.
 """
 
+import socket
+import struct
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -99,4 +101,7 @@ def abort(raw: web.BaseRequest) -> None:
     """End the connection so that nobody takes what was sent for a whole answer."""
     transport: Any = raw.transport
     if transport is not None:
+        if raw.version < HttpVersion11 and (line := transport.get_extra_info("socket")) is not None:
+            # There a body without a length ends with the connection: only a reset tells that it broke.
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()

@@ -7,15 +7,16 @@ proxies from the environment, decompression, header lines of its own, and re-sen
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
+from aiohttp import hdrs
 from multidict import CIMultiDict
 from yarl import URL
 
 from proxy.core.answer import Body
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
+from proxy.transport.connections import Connections
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -72,7 +73,7 @@ class HttpTransport:
     ) -> None:
         self.origin = origin
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_inflight, keepalive_timeout=keepalive_s, use_dns_cache=True),
+            connector=Connections(limit=max_inflight, keepalive_timeout=keepalive_s, use_dns_cache=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             raise_for_status=False,
@@ -82,6 +83,7 @@ class HttpTransport:
             max_line_size=max_line_bytes,
             max_field_size=max_line_bytes,
             max_headers=max_lines,
+            middlewares=(_keep_refusal,),
         )
         # aiohttp re-sends what it holds idempotent when a kept connection turns out to be closed, without asking
         # whether the body can be read twice, and offers no public switch (aiohttp #10790). We decide that ourselves.
@@ -105,24 +107,61 @@ class HttpTransport:
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(error) from error
+        if response.status == 101:
+            response.close()
+            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
         return UpstreamAnswer(response)
 
-    def websocket(self, request: Request, protocols: tuple[str, ...]) -> Any:  # noqa: ANN401  an aiohttp context manager
-        """A WebSocket to the upstream with the headers of *request*, to be awaited or entered."""
-        return self._session.ws_connect(
-            URL(self.origin + request.target, encoded=True),
-            method=request.method,
-            headers=_headers(request, None),
-            protocols=protocols,
-            autoping=False,
-            autoclose=False,
-            compress=0,
-            max_msg_size=0,
-        )
+    async def websocket(
+        self, request: Request, protocols: tuple[str, ...]
+    ) -> aiohttp.ClientWebSocketResponse | UpstreamAnswer:
+        """
+        A WebSocket to the upstream with the headers of *request*; or its answer, when it does not switch.
+
+        Raises:
+            ClientError, UpstreamError: as ``send``.
+        """
+        try:
+            return await self._session.ws_connect(
+                URL(self.origin + request.target, encoded=True),
+                method=request.method,
+                headers=_headers(request, None),
+                protocols=protocols,
+                autoping=False,
+                autoclose=False,
+                compress=0,
+                max_msg_size=0,
+            )
+        except _NotSwitchedError as refusal:
+            return UpstreamAnswer(refusal.response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _translated(error) from error
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+class _NotSwitchedError(Exception):
+    """An answer other than 101 to the request for a WebSocket."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+async def _keep_refusal(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from dropping the body of a refused upgrade, and from following it to wherever it redirects."""
+    response = await handler(request)
+    if hdrs.UPGRADE in request.headers and response.status != 101:
+        raise _NotSwitchedError(response)
+    return response
+
+
+def handshake_lines(socket: aiohttp.ClientWebSocketResponse) -> HeaderLines:
+    """What the upstream said beside the handshake itself when it switched to *socket*."""
+    lines = end_to_end(socket._response.raw_headers)  # noqa: SLF001  aiohttp shows them in no other way
+    return tuple(line for line in lines if not line[0].lower().startswith(b"sec-websocket-"))
 
 
 def _headers(request: Request, body: Body | None) -> CIMultiDict[str]:

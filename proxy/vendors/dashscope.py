@@ -27,7 +27,6 @@ _NO_EFFECT = frozenset(
         b"dnt",
         b"forwarded",
         b"host",
-        b"idempotency-key",
         b"pragma",
         b"priority",
         b"sentry-trace",

@@ -64,10 +64,14 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
         document = orjson.loads(body)  # strict: refuses what could hide a mark or a second reading
         envelope = _members(body)
         rows = _rows(_at(envelope, form.path))
+        holds_more = _lists_beside(document, form.path)
     except (orjson.JSONDecodeError, msgspec.DecodeError, KeyError, RecursionError) as error:
         raise NotStorable(_shape_or_error(form, body)) from error
     if document.get(form.error):
         raise NotStorable(Refusal.VENDOR_ERROR)
+    if holds_more:
+        # It could speak of the rows one by one, and would later stand beside others.
+        raise NotStorable(Refusal.SHAPE)
     ordered = _by_position(rows, form.index, len(weights))
     _check_vectors(ordered, asked)
     origin = _origin(document.get(form.request_id))
@@ -111,6 +115,17 @@ def _at(envelope: Mapping[str, msgspec.Raw], path: tuple[str, ...]) -> msgspec.R
     for name in path[:-1]:
         envelope = _members(envelope[name])
     return envelope[path[-1]]
+
+
+def _lists_beside(document: object, path: tuple[str, ...]) -> bool:
+    """Whether *document* holds a list anywhere but at *path*."""
+    if isinstance(document, dict):
+        return any(
+            _lists_beside(member, path[1:] if path[:1] == (name,) else ())
+            for name, member in document.items()
+            if path != (name,)
+        )
+    return isinstance(document, list)
 
 
 def _by_position(rows: Sequence[dict[str, msgspec.Raw]], index: str, expected: int) -> list[dict[str, msgspec.Raw]]:

@@ -109,3 +109,5 @@ async def _quiet(command: Callable[[], Awaitable[Result]]) -> Result | LinkDown:
         return error
     except (RedisError, OSError, EOFError, TimeoutError) as error:
         return LinkDown(failure_kind(error))
+    except Exception:  # noqa: BLE001  redis-py stumbles over half an answer in more ways than it names
+        return LinkDown("garbage")

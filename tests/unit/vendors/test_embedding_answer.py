@@ -101,7 +101,7 @@ def test_usage_of_two_requests_adds_up():
     assert json.loads(join([*one, *other], "x"))["usage"] == {"total_tokens": 7}
 
 
-@pytest.mark.parametrize("name", ['we"ird', "a\\b", "id\r\nSet-Cookie: x", "x" * 65, 7, None, ["a"], ""])
+@pytest.mark.parametrize("name", ['we"ird', "a\\b", "id\r\nSet-Cookie: x", "x" * 65, 7, None, {"a": 1}, ""])
 def test_an_origin_that_may_not_stand_in_a_header_is_forgotten(name):
     row = rows_of(answer(ROW, request_id=name), 1)[0]
     assert row.origin == ""
@@ -254,16 +254,26 @@ def test_sparse_and_dense_together_are_kept():
 def test_an_error_with_status_200_is_a_vendor_error(form):
     error = {"code": "Throttling", "error": {"code": "x"}}[form.error]
     good = {
-        "output": {"embeddings": [ROW]},
-        "data": [{"embedding": [1.0], "index": 0}],
-        "usage": {"total_tokens": 1},
-    }
+        NATIVE_ANSWER: {"output": {"embeddings": [ROW]}, "usage": {"total_tokens": 1}},
+        COMPATIBLE_ANSWER: {"data": [{"embedding": [1.0], "index": 0}], "usage": {"total_tokens": 1}},
+    }[form]
     for document in ({form.error: error}, {**good, form.error: error}, {form.error: error, "message": "no"}):
         with pytest.raises(NotStorable) as caught:
             split(form, json.dumps(document).encode(), DENSE, [1])
         assert caught.value.refusal is Refusal.VENDOR_ERROR
     for nothing in ("", None):
         assert split(form, json.dumps({**good, form.error: nothing}).encode(), DENSE, [1])
+
+
+@pytest.mark.parametrize("place", ["beside", "inside", "deeper"])
+def test_a_list_beside_the_rows_is_refused(place):
+    """It could speak of the rows one by one, and would later stand beside other rows."""
+    answer = json.loads(native_answer(["[1.0]"]))
+    where = {"beside": answer, "inside": answer["output"], "deeper": answer["output"].setdefault("more", {})}[place]
+    where["notes"] = ["about the first row"]
+    with pytest.raises(NotStorable) as caught:
+        split(NATIVE_ANSWER, json.dumps(answer).encode(), DENSE, [1])
+    assert caught.value.refusal is Refusal.SHAPE
 
 
 @pytest.mark.parametrize(

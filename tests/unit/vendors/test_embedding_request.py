@@ -231,7 +231,6 @@ NO_EFFECT = [
     (b"Content-Length", b"99"),
     (b"Cache-Control", b"max-age=5"),
     (b"X-DashScope-Client", b"anything"),
-    (b"Idempotency-Key", b"1"),
 ]
 
 

@@ -1,0 +1,94 @@
+"""
+Connections to an upstream: what they take for an answer, and when one must not be used again.
+
+aiohttp parses answers leniently; whoever reads them behind us may read them otherwise, so what is not sound is
+refused here. On a kept connection answers belong to requests by their order alone: what an upstream says unasked
+(a gateway's 408 to an idle connection, an answer sent twice) would become the answer to whoever comes next.
+"""
+
+import functools
+import re
+import select
+from typing import Any
+
+import aiohttp
+from aiohttp import StreamReader
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+
+from proxy.core.request import list_items
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class Connections(aiohttp.TCPConnector):
+    """
+    aiohttp's pool, which never gives out a connection on which something has come since its last answer.
+
+    Source: RFC 9112 §9.2. aiohttp looks when a connection is given back, but not when it is taken out again.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
+        super().__init__(**options)
+        self._factory: Any = functools.partial(_Connection, loop=self._loop)
+
+    async def _get(self, *arguments: Any) -> Any:  # noqa: ANN401  aiohttp's own, which has no public form
+        while (connection := await super()._get(*arguments)) is not None:
+            if not _has_spoken(connection):
+                return connection
+            connection.close()
+        return None
+
+
+class _Connection(ResponseHandler):
+    """aiohttp's connection, which gives sound answers only, and lets none hang."""
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Called by aiohttp's parser for each head."""
+        message, _ = data
+        if _is_sound(message):
+            super().feed_data(data, size)
+            return
+        if self.transport is not None:
+            self.transport.close()
+        self.set_exception(HttpProcessingError(code=400, message="not everybody would read this alike"))
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Called by aiohttp when the connection is of no use any more."""
+        payload = self._payload
+        super().set_exception(exc, *cause)
+        # aiohttp tells those who wait for a head; whoever reads a body whose chunks went wrong would wait for ever.
+        if isinstance(exc, HttpProcessingError) and payload is not None and not payload.is_eof():
+            payload.set_exception(aiohttp.ClientPayloadError("the body is malformed"))
+
+
+def _is_sound(message: RawResponseMessage) -> bool:
+    """Whether a head can be passed on as it is (RFC 9112 §2 to §6, RFC 9110 §5.5)."""
+    lines = message.raw_headers
+    codings = list_items(tuple(value for name, value in lines if name.lower() == b"transfer-encoding"))
+    return (
+        message.code >= 100
+        and message.version.major == 1
+        and codings == (("chunked",) if message.chunked else ())
+        and not _CONTROL.search(message.reason.encode("utf-8", "surrogateescape"))
+        and all(_TOKEN.fullmatch(name) and not _CONTROL.search(value) for name, value in lines)
+    )
+
+
+def _has_spoken(connection: Any) -> bool:  # noqa: ANN401  aiohttp exports no type for it
+    """Whether bytes, or its end, came on an idle *connection*: read by the loop already, or still in the kernel."""
+    protocol = connection.protocol
+    if protocol is None or protocol.should_close or connection.transport is None or _holds_half_a_head(protocol):
+        return True
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _holds_half_a_head(protocol: Any) -> bool:  # noqa: ANN401  aiohttp's own
+    """Whether more came in one read with the end of the last answer; each request begins with a new parser."""
+    try:
+        return protocol._parser is None or protocol._parser.feed_eof() is not None  # noqa: SLF001
+    except (ValueError, aiohttp.ClientError, HttpProcessingError):
+        return True
