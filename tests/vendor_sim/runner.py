@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tests.support.child import reap, send_signal, spawn
+from tests.vendor_sim.dashvector_recorder import DashVectorRecord
 from tests.vendor_sim.faults import Fault
 from tests.vendor_sim.recorder import RecordedRequest
 from tests.vendor_sim.settings import SimSettings
@@ -26,19 +27,13 @@ _TIMEOUT_S = 20.0
 _ROOT = Path(__file__).parents[2]
 
 
-class ThreadSim:
-    """A simulator on a thread; whatever touches it runs in its loop, so nothing races."""
+class LoopThread:
+    """An event loop on a thread."""
 
-    def __init__(self, settings: SimSettings | None = None) -> None:
-        self.sim = VendorSim(settings)
+    def __init__(self, name: str = "vendor-sim") -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="vendor-sim", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-        try:
-            self.run(self.sim.start())
-        except BaseException:
-            self.stop()
-            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -46,9 +41,41 @@ class ThreadSim:
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop."""
+        return self._loop
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._loop.is_closed()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run *work* in the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End the loop and the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_TIMEOUT_S)
+
+
+class ThreadSim:
+    """A simulator on a thread; whatever touches it runs in its loop, so nothing races."""
+
+    def __init__(self, settings: SimSettings | None = None) -> None:
+        self.sim = VendorSim(settings)
+        self._thread = LoopThread()
+        try:
+            self.run(self.sim.start())
+        except BaseException:
+            self.stop()
+            raise
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run *work* in the simulator's loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT_S)
+        return self._thread.run(work)
 
     def call(self, function: Callable[[VendorSim], T]) -> T:
         """Call *function* with the simulator, in its loop."""
@@ -91,13 +118,12 @@ class ThreadSim:
 
     def stop(self) -> None:
         """Stop the simulator and its thread; may be called twice."""
-        if self._loop.is_closed():
+        if self._thread.is_closed:
             return
         try:
             self.run(self.sim.stop())
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_TIMEOUT_S)
+            self._thread.close()
 
 
 class ProcessSim:
@@ -113,7 +139,10 @@ class ProcessSim:
         )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().decode().strip()
-        if not self.url:
+        # With DashVector's gRPC port chosen, its address is the second line.
+        has_grpc = "--dashvector-grpc-port" in options
+        self.grpc_address = self._process.stdout.readline().decode().strip() if has_grpc else ""
+        if not self.url or (has_grpc and not self.grpc_address):
             self.stop()
             raise RuntimeError("the simulator ended at once; its reason is on standard error")
 
@@ -126,6 +155,11 @@ class ProcessSim:
     def requests(self) -> list[RecordedRequest]:
         """The records."""
         return [RecordedRequest.from_json(value) for value in self.control("GET", "requests")["requests"]]
+
+    @property
+    def dashvector_requests(self) -> list[DashVectorRecord]:
+        """DashVector's records, both protocols."""
+        return [DashVectorRecord.from_json(value) for value in self.control("GET", "dashvector/requests")]
 
     @property
     def texts_asked(self) -> Counter[str]:
