@@ -1,36 +1,42 @@
-"""Run by the 2.x client's own interpreter: one question on standard input, the answer as JSON on standard output."""
+"""
+Run by the 2.x client's own interpreter: a question per line on standard input, an answer per line on standard output.
+
+A client is made for each question. Answers are what its caller would see, as JSON; so are the client's exceptions.
+"""
 
 import asyncio
 import json
+import operator
 import sys
+
+import dashscope
+from dashscope.v2.errors import DashScopeError
 
 
 def ask(question: dict) -> dict:
-    import dashscope  # noqa: PLC0415  only this interpreter has this version
+    call = operator.attrgetter(question["method"])
+    try:
+        if question["asynchronous"]:
+            return shown(asyncio.run(asked(question, call)))
+        with dashscope.Client(**question["client"]) as client:
+            return shown(call(client)(**question["options"]))
+    except DashScopeError as error:
+        said = {"type": type(error).__name__, "status_code": error.status_code, "code": error.code}
+        return {"error": {**said, "message": error.message, "body": error.body}, "headers": dict(error.headers)}
+    except ValueError as error:  # an answer that is not of the client's types
+        return {"error": {"type": type(error).__name__, "message": str(error)}, "headers": {}}
 
-    given = {
-        "api_key": question["api_key"],
-        "base_url": question["base_url"],
-        "max_retries": 0,
-        "raise_on_error": False,
-    }
-    options = question["options"]
-    if question["asynchronous"]:
 
-        async def asked() -> object:
-            client = dashscope.AsyncClient(**given)
-            try:
-                return await client.embeddings.create(**options)
-            finally:
-                await client.aclose()
+async def asked(question: dict, call: operator.attrgetter) -> object:
+    async with dashscope.AsyncClient(**question["client"]) as client:
+        return await call(client)(**question["options"])
 
-        answer = asyncio.run(asked())
-    else:
-        client = dashscope.Client(**given)
-        answer = client.embeddings.create(**options)
-        client.close()
-    return json.loads(json.dumps(answer, default=lambda value: getattr(value, "__dict__", str(value))))
+
+def shown(answer: object) -> dict:
+    content = answer.model_dump()
+    return {"headers": content.pop("headers", {}), "answer": content}
 
 
 if __name__ == "__main__":
-    json.dump(ask(json.load(sys.stdin)), sys.stdout)
+    for line in sys.stdin:
+        print(json.dumps(ask(json.loads(line))), flush=True)

@@ -1,129 +1,147 @@
 """dashscope 1.27.8: equal results with and without the proxy."""
 
 import io
-import secrets
-import urllib.request
+from pathlib import Path
 from typing import Any
 
 import dashscope
-import orjson
 import pytest
-from dashscope import TextEmbedding
 
-from tests.sdk.rig import Rig
+from tests.sdk.asking import KEY, MODEL, dashscope1, fresh, told1
+from tests.sdk.rig import Rig, assert_hit
 from tests.vendor_sim.models import EMBEDDING_MODELS
 
-DIMENSIONS = [
-    (model.name, dimension)
-    for model in EMBEDDING_MODELS.values()
-    if model.has_dimension_choice
-    for dimension in model.dimensions
-]
+SIZES = [(model.name, size) for model in EMBEDDING_MODELS.values() for size in (None, *model.dimensions)]
+SPARSE = [model.name for model in EMBEDDING_MODELS.values() if model.has_sparse]
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"text_type": "query"},
     {"text_type": "document"},
-    {"dimension": 512, "text_type": "query", "instruct": "Given a query, find passages"},
+    {"dimension": 512},
+    {"dimension": 512, "text_type": "query", "instruct": "Given a query, find 段落"},
+    {"output_type": "dense"},
     {"output_type": "sparse"},
+    {"output_type": "sparse", "text_type": "query"},
     {"output_type": "dense&sparse", "dimension": 64},
     {"an_unknown_parameter": {"of": "tomorrow"}},
 ]
 
 
-def embed(url: str, texts: Any, *, api_key: str = "sk-sdk", model: str = "text-embedding-v4", **options: Any) -> Any:
-    """What the SDK makes of the answer, less the id of the request."""
-    dashscope.base_http_api_url = f"{url}/api/v1"
-    answer = TextEmbedding.call(model=model, input=texts, api_key=api_key, **options)
-    return answer.status_code, answer.code, answer.message, answer.output, answer.usage
+def named(options: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in options.items()) or "none"
 
 
-def fresh(count: int) -> list[str]:
-    """Texts that nobody has asked for."""
-    return [f"文本 {secrets.token_hex(8)}" for _ in range(count)]
+with_options = pytest.mark.parametrize("options", OPTIONS, ids=named)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "none")
-def test_a_single_text_and_a_batch_are_answered_equally(rig: Rig, options: dict[str, Any]) -> None:
+@with_options
+def test_a_string_a_list_and_a_batch_are_answered_equally(rig: Rig, options: dict[str, Any]) -> None:
     for texts in (fresh(1)[0], fresh(1), fresh(10)):
-        status = rig.three_ways(lambda url, texts=texts: embed(url, texts, **options))[0][0]
-        assert status == 200
+        told = rig.cached(
+            lambda url, texts=texts: dashscope1(url, texts, **options),
+            items=1 if isinstance(texts, str) else len(texts),
+        )
+        assert told.value[1] == 200
 
 
-@pytest.mark.parametrize(("model", "dimension"), DIMENSIONS)
-def test_each_dimension_of_each_model_is_answered_equally(rig: Rig, model: str, dimension: int) -> None:
-    texts = fresh(2)
-    answer = rig.three_ways(lambda url: embed(url, texts, model=model, dimension=dimension))[0]
-    assert {len(row["embedding"]) for row in answer[3]["embeddings"]} == {dimension}
+@with_options
+def test_a_batch_with_duplicates_is_answered_equally_and_asks_once_for_each_text(
+    rig: Rig, options: dict[str, Any]
+) -> None:
+    first, second, third = fresh(3)
+    texts = [first, second, first, third, second, first]
+    rig.cached(lambda url: dashscope1(url, texts, **options), items=6, is_usage_exact=False)
+    assert rig.sim.requests[1].texts == (first, second, third)
 
 
-@pytest.mark.parametrize("model", ["text-embedding-v1", "text-embedding-v2"])
-def test_models_of_true_float64_keep_every_digit(rig: Rig, model: str) -> None:
-    texts = fresh(25)
-    rig.three_ways(lambda url: embed(url, texts, model=model))
-
-
-def test_a_file_becomes_a_batch(rig: Rig) -> None:
-    lines = "\n".join(fresh(3))
-    rig.three_ways(lambda url: embed(url, io.StringIO(lines)))
-
-
-def test_a_partly_known_batch_asks_for_the_rest_only_and_puts_every_vector_in_its_place(rig: Rig) -> None:
+@with_options
+def test_a_partly_known_batch_asks_for_the_rest_only_and_puts_every_vector_in_its_place(
+    rig: Rig, options: dict[str, Any]
+) -> None:
     known, new = fresh(4), fresh(4)
-    embed(rig.proxy.http_url, known)
-    mixed = [known[2], new[0], new[1], known[0], new[0], known[0], new[2], new[3], known[1]]
-    direct = embed(rig.sim.url, mixed)
-    rig.sim.clear()
-    through = embed(rig.proxy.http_url, mixed)
-    assert through[3] == direct[3]
-    assert rig.sim.texts_asked == dict.fromkeys(new, 1)
-    assert embed(rig.proxy.http_url, mixed) == through  # the usage too is the same when the batch comes again
+    asked = [known[2], new[0], new[1], known[0], new[0], known[0], new[2], new[3], known[1]]
+    rig.completed(lambda url, texts: dashscope1(url, texts, **options), known, new, asked)
 
 
-def test_texts_are_shared_however_a_framework_cuts_its_batches(rig: Rig) -> None:
-    texts = fresh(25)
-    for start in range(0, 25, 10):
-        embed(rig.proxy.http_url, texts[start : start + 10])
-    before = rig.calls()
-    for start in range(0, 25, 6):
-        assert embed(rig.proxy.http_url, texts[start : start + 6])[0] == 200
-    assert rig.calls() == before
+@pytest.mark.parametrize(("model", "size"), SIZES)
+def test_each_dimension_of_each_model_is_answered_equally(rig: Rig, model: str, size: int | None) -> None:
+    options = {} if size is None else {"dimension": size}
+    for texts in (fresh(1), fresh(3)):
+        told = rig.cached(
+            lambda url, texts=texts: dashscope1(url, texts, model=model, **options),
+            items=len(texts),
+        )
+        lengths = {len(row["embedding"]) for row in told.value[4]["embeddings"]}
+        assert lengths == {size or EMBEDDING_MODELS[model].dimensions[0]}
 
 
-def test_the_java_sdks_spelling_shares_entries(rig: Rig) -> None:
-    """Gson: compact, members in another order, no parameters when there are none."""
+@pytest.mark.parametrize("model", EMBEDDING_MODELS)
+def test_the_largest_batch_of_each_model_is_answered_equally(rig: Rig, model: str) -> None:
+    """v1 and v2 send numbers that no float32 holds."""
+    texts = fresh(EMBEDDING_MODELS[model].max_texts)
+    rig.cached(lambda url: dashscope1(url, texts, model=model), items=len(texts))
+
+
+@pytest.mark.parametrize("output_type", ["sparse", "dense&sparse"])
+@pytest.mark.parametrize("model", SPARSE)
+def test_sparse_vectors_of_each_model_are_answered_equally(rig: Rig, model: str, output_type: str) -> None:
     texts = fresh(2)
-    embed(rig.proxy.http_url, texts)
-    before = rig.calls()
-    request = urllib.request.Request(
-        f"{rig.proxy.http_url}/api/v1/services/embeddings/text-embedding/text-embedding",
-        data=orjson.dumps({"input": {"texts": texts}, "model": "text-embedding-v4"}),
-        headers={
-            "Authorization": "Bearer sk-sdk",
-            "Content-Type": "application/json; charset=utf-8",
-            "User-Agent": "dashscope/2.22.3; java/17.0.15; platform/Linux; processor/amd64",
-        },
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.headers["X-Dashcache-Items"] == "2/2"
-        assert answer.headers["Cache-Status"].startswith("dashcache; hit; ttl=")
-    assert rig.calls() == before
+    told = rig.cached(lambda url: dashscope1(url, texts, model=model, output_type=output_type), items=2)
+    assert all(row["sparse_embedding"] for row in told.value[4]["embeddings"])
+    assert all(("embedding" in row) == ("dense" in output_type) for row in told.value[4]["embeddings"])
 
 
-def test_another_key_asks_for_itself(rig: Rig) -> None:
+def test_a_file_becomes_a_batch(rig: Rig, tmp_path: Path) -> None:
+    """One text per line; from the second time on, a list of the same texts would hit as well."""
+    lines = [text.replace("\n", " ").replace("\u2028", " ") for text in fresh(5)]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(lines), encoding="utf-8", newline="")
+
+    def ask(url: str) -> Any:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            return dashscope1(url, file)
+
+    told = rig.cached(ask, items=5)
+    assert len(told.value[4]["embeddings"]) == 5
+    rig.through(lambda url: dashscope1(url, io.StringIO("\n".join(lines))), calls=0)
+
+
+def test_known_texts_are_answered_in_any_order_and_number(rig: Rig) -> None:
+    texts = fresh(10)
+    dashscope1(rig.proxy.http_url, texts)
+    for asked in (texts[::-1], texts[3:7], [texts[5]], [texts[9]] * 4):
+        told = rig.through(lambda url, asked=asked: dashscope1(url, asked), calls=0)
+        assert told.value == dashscope1(rig.sim.url, asked).value
+        assert_hit(told, len(asked))
+
+
+def test_options_never_mix(rig: Rig) -> None:
+    """One text, asked in every way: no way is answered with what another has left behind."""
     texts = fresh(2)
-    embed(rig.proxy.http_url, texts, api_key="sk-one")
-    before = rig.calls()
-    embed(rig.proxy.http_url, texts, api_key="sk-two")
-    assert rig.calls() == before + 1
+    for round_calls in (1, 0):
+        for options in OPTIONS:
+            told = rig.through(lambda url, options=options: dashscope1(url, texts, **options), calls=round_calls)
+            assert told.said == dashscope1(rig.sim.url, texts, **options).said
 
 
-def test_bypassed_results_are_equal_and_never_from_the_cache(rig: Rig) -> None:
+def test_models_never_mix(rig: Rig) -> None:
     texts = fresh(2)
-    known = embed(rig.proxy.http_url, texts)
-    rig.proxy.mode("bypass")
-    try:
-        before = rig.calls()
-        assert embed(rig.proxy.http_url, texts) == known
-        assert rig.calls() == before + 1
-    finally:
-        rig.proxy.mode("on")
+    for model in EMBEDDING_MODELS:
+        rig.cached(lambda url, model=model: dashscope1(url, texts, model=model), items=2)
+
+
+@pytest.mark.parametrize("other", [{"api_key": "sk-two"}, {"workspace": "ws-two"}], ids=named)
+def test_another_account_asks_for_itself(rig: Rig, other: dict[str, Any]) -> None:
+    texts = fresh(2)
+    dashscope1(rig.proxy.http_url, texts)
+    rig.cached(lambda url: dashscope1(url, texts, **other), items=2)
+
+
+def test_the_address_may_be_given_with_the_call(rig: Rig) -> None:
+    texts = fresh(2)
+
+    def ask(url: str) -> Any:
+        given: dict[str, Any] = {"model": MODEL, "input": texts, "api_key": KEY}
+        return told1(dashscope.TextEmbedding.call(**given, base_address=f"{url}/api/v1"))
+
+    rig.cached(ask, items=2)
