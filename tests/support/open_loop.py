@@ -52,6 +52,17 @@ class Report:
         """The part of it that was planned to start in this span."""
         return Report(self.rate, [sample for sample in self.samples if start_s <= sample.planned_s < end_s])
 
+    def within(self, start_s: float, end_s: float) -> "Report":
+        """The part of it that was planned and answered in this span; on a busy machine the one can be far behind."""
+        return Report(
+            self.rate,
+            [
+                sample
+                for sample in self.samples
+                if start_s <= sample.planned_s and sample.planned_s + sample.latency_s < end_s
+            ],
+        )
+
     def per_second(self) -> dict[int, "Report"]:
         """The report cut into its seconds."""
         cut: dict[int, Report] = {}
