@@ -247,6 +247,7 @@ class Flow:
         if rows is not None:
             fresh = self._entries(job, positions, rows)
             outcome.detail = PassReason.SHADOW
+            outcome.stored = True
             outcome.shadow_mismatches = sum(
                 usable[key].row.vector != entry.row.vector for key, entry in fresh.items() if key in usable
             )

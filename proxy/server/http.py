@@ -141,16 +141,16 @@ class Front:
         if body.broken and not isinstance(error, ClientError):
             error = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
         outcome.state, outcome.detail = CacheState.REFUSED, error.code
-        answer = self.error_answer(raw.raw_path, error.status, error.code, error.message)
+        outcome.request_id = str(uuid.uuid4())  # the same in the answer and in the log
+        answer = self.error_answer(raw.raw_path, error.status, error.code, error.message, outcome.request_id)
         # After a refused request nobody knows where the next one would begin.
         keep_alive = not isinstance(error, ClientError) and not self.is_draining
         outcome.status = error.status
         written, outcome.bytes_out = await write_answer(raw, answer, (), keep_alive=keep_alive)
         return written
 
-    def error_answer(self, path: str, status: int, code: str, message: str) -> Answer:
+    def error_answer(self, path: str, status: int, code: str, message: str, request_id: str) -> Answer:
         """An error of ours, marked as ours."""
-        request_id = str(uuid.uuid4())
         headers = (
             (b"Content-Type", b"application/json"),
             (b"X-Request-Id", request_id.encode("ascii")),
@@ -227,7 +227,7 @@ class _Connection(RequestHandler):
         status = 431 if too_large else status
         code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
         text = "the header is too large" if too_large else "this is not a valid HTTP request"
-        answer = self._front.error_answer("/", status, code, text)
+        answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
         self._front.refused_by_parser(status, code)
         return _ParserRefusal(answer)
 
