@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.entry import Row
-from proxy.core.request import Request
+from proxy.core.request import HeaderLines, Request
 
 
 class PassReason(enum.StrEnum):
@@ -82,6 +82,19 @@ class Pass:
     operation: str = "other"
 
 
+@dataclass(frozen=True, slots=True)
+class Write:
+    """
+    Forward once, and make stale whatever hangs on *scopes*.
+
+    A scope names what can change by a write: ``("endpoint",)`` for everything under one endpoint, ``("catalog",)`` for
+    its list of collections, ``("collection", name)`` for one collection and all in it. The upstream is added by ``flow``.
+    """
+
+    operation: str
+    scopes: tuple[tuple[str, ...], ...]
+
+
 class Read(Protocol):
     """
     A request whose items may be answered from the cache.
@@ -105,6 +118,13 @@ class Read(Protocol):
     @property
     def items(self) -> tuple[bytes, ...]:
         """Key material, one per item."""
+
+    @property
+    def scopes(self) -> tuple[tuple[str, ...], ...]:
+        """What a write can make stale; see ``Write``. Empty for answers that never change."""
+
+    def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
+        """Why an answer with this head is not kept; ``None`` when its body decides."""
 
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """The body of a smaller request that asks only for the items at *positions*, in that order."""
@@ -134,5 +154,5 @@ class Adapter(Protocol):
     def precheck(self, request: Request) -> PassReason | None:
         """A reason to pass that the headers alone give, so that the body can stream."""
 
-    def plan(self, request: Request) -> "Read | Pass":
+    def plan(self, request: Request) -> "Read | Write | Pass":
         """What to do with *request*, whose body is there."""

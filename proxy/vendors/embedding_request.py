@@ -8,11 +8,11 @@ Compatible (the shape of OpenAI's API): ``POST /compatible-mode/v1/embeddings``,
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from proxy.core import jsontext
+from proxy.core import jsontext, judge
 from proxy.core.entry import Row
 from proxy.core.jsontext import Number, Tree
-from proxy.core.plan import Pass, PassReason, Read
-from proxy.core.request import Request
+from proxy.core.plan import Pass, PassReason, Read, Refusal
+from proxy.core.request import HeaderLines, Request
 from proxy.vendors import dashscope
 from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
@@ -114,6 +114,15 @@ class EmbeddingRead:
     def operation(self) -> str:
         """``embedding``, in both dialects."""
         return OPERATION
+
+    @property
+    def scopes(self) -> tuple[tuple[str, ...], ...]:
+        """None: a text's vector never changes for a model."""
+        return ()
+
+    def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
+        """See ``core.judge``."""
+        return judge.refusal(status, headers)
 
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """A body that asks for the texts at *positions*; the client's own bytes when those are all."""
