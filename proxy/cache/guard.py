@@ -74,15 +74,18 @@ class Guard:
         """What the breaker has counted since the last success."""
         return int(self._breaker.fail_counter)
 
-    async def run(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+    async def run(self, operation: Callable[[], Awaitable[Result]], *, vouches: bool = True) -> Result:
         """
         The result of *operation*, or Unavailable.
+
+        Success without *vouches* ends a trial, but does not make up for failures of other operations: every read that
+        fails is followed by a write, and writes that succeed must not keep the circuit closed.
 
         Raises:
             Unavailable: the circuit is open, the deadline passed, Redis failed, or the operation was neutral.
         """
         is_trial = self._admit()
-        settled = self._tasks.start(self._settle(operation, self._epoch, is_trial=is_trial))
+        settled = self._tasks.start(self._settle(operation, self._epoch, is_trial=is_trial, vouches=vouches))
         try:
             result: Result | Unavailable = await asyncio.shield(settled)
         except Exception as error:  # a fault of ours: Tasks tells of it, and no request fails for it
@@ -102,7 +105,7 @@ class Guard:
         return True
 
     async def _settle(
-        self, operation: Callable[[], Awaitable[Result]], epoch: int, *, is_trial: bool
+        self, operation: Callable[[], Awaitable[Result]], epoch: int, *, is_trial: bool, vouches: bool
     ) -> Result | Unavailable:
         """The end of *operation*. Unavailable is returned, as an exception in a task would be told as a bug of ours."""
         try:
@@ -115,7 +118,8 @@ class Guard:
             self._report(epoch, error)
             return Unavailable("failed")
         else:
-            self._report(epoch, None)
+            if vouches or is_trial:
+                self._report(epoch, None)
             return result
         finally:
             if is_trial:

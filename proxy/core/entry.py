@@ -28,11 +28,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row with its time of storing (Unix milliseconds) and its lifetime (milliseconds)."""
+    """
+    A row with its time of storing (Unix milliseconds) and its lifetime (milliseconds).
+
+    ``generation`` is the tokens under which it was kept, for answers that a write can make stale.
+    """
 
     row: Row
     stored_unix_ms: int
     ttl_ms: int
+    generation: bytes = b""
 
     def age_ms(self, now_unix_ms: int) -> int:
         """Milliseconds since storing; never negative, as the writer's clock may be ahead of the reader's."""
