@@ -110,7 +110,7 @@ class Flow:
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
             reply = await self._send(untouched, outcome, body)
-        return Answer(reply.status, reply.reason, reply.headers, reply, reply.length)
+        return _relayed(reply, reply)
 
     async def _send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
         """Ask the upstream; its status and its time go onto the outcome."""
@@ -295,7 +295,7 @@ class _Resumed:
 def _relayed(reply: UpstreamReply, body: bytes | Stream) -> Answer:
     """The upstream's answer as it is; *body* is its body, read already or not."""
     length = reply.length if not isinstance(body, bytes) else len(body)
-    return Answer(reply.status, reply.reason, reply.headers, body, length)
+    return Answer(reply.status, reply.reason, reply.headers, body, length, grpc_status=reply.grpc_status)
 
 
 def _reason_to_pass(adapter: Adapter, request: Request, mode: Mode, wishes: Directives) -> PassReason | None:

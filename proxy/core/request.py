@@ -29,6 +29,7 @@ class Request:
 
     ``target`` is the request target byte for byte (origin form); ``upstream`` the name of the configured upstream.
     ``body`` is the whole body, or ``None`` while nobody has asked for it.
+    ``timeout_s`` is the time the client still gives, if its protocol tells (gRPC); no part of any key.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Request:
     headers: HeaderLines
     upstream: str
     body: bytes | None = None
+    timeout_s: float | None = None
 
     @property
     def path(self) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from proxy.core.plan import Adapter
+from proxy.vendors.dashvector_grpc import DashVectorGrpc
+from proxy.vendors.dashvector_http import DashVectorHttp
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 
 
@@ -12,6 +14,15 @@ def dashscope_adapters(ignored_headers: frozenset[bytes], batch_caps: Mapping[st
         EmbeddingAdapter(NATIVE, ignored_headers, batch_caps),
         EmbeddingAdapter(COMPATIBLE, ignored_headers, batch_caps),
     )
+
+
+def dashvector_adapters(ignored_headers: frozenset[bytes], overfetch_topk: int = 0) -> tuple[Adapter, ...]:
+    """
+    The two protocols of DashVector; to be asked for upstreams that are DashVector's, and for no other.
+
+    Together they want every route: whatever is not known to be a read is a write.
+    """
+    return (DashVectorHttp(ignored_headers, overfetch_topk), DashVectorGrpc(ignored_headers, overfetch_topk))
 
 
 def adapter_for(adapters: tuple[Adapter, ...], method: str, path: str) -> Adapter | None:
