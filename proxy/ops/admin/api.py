@@ -23,6 +23,8 @@ from proxy.ops.switches.share import ModeShare
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
+from proxy.settings_conflicts import ALWAYS_FORWARDED
+from proxy.vendors.dashvector import WRITE
 
 _MAX_BODY_BYTES = 16 * 1024
 _LONGEST_S = 366 * 86_400.0
@@ -39,7 +41,8 @@ def _known(name: str, info: ValidationInfo) -> str:
     # A switch for a name with a typing error would be accepted, and do nothing.
     allowed = (EVERYTHING, *(info.context or {}).get(info.field_name, ()))
     if name not in allowed:
-        raise ValueError(f"unknown; allowed: {', '.join(allowed)}")
+        why = ALWAYS_FORWARDED if info.field_name == "operation" and name == WRITE else "unknown"
+        raise ValueError(f"{why}; allowed: {', '.join(allowed)}")
     return name
 
 
@@ -66,7 +69,7 @@ class Admin:
         self._state = state
         self._book = book
         self._metrics = metrics
-        self._upstreams = labels.upstream_names(settings)
+        self._upstreams = labels.upstream_operations(settings)
         self._runner: web.AppRunner | None = None
         self.share: ModeShare | None = None
 

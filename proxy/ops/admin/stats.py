@@ -1,6 +1,7 @@
 """``GET /v1/stats``: the counters of all workers as one JSON document for people and dashboards."""
 
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.core.modes import Rule
@@ -43,16 +44,18 @@ class _Sums:
 
 
 def stats(
-    totals: Totals, state: State, redis: dict[str, Any], modes: LiveModes, upstreams: tuple[str, ...]
+    totals: Totals, state: State, redis: dict[str, Any], modes: LiveModes, upstreams: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """The document."""
+    """The document; *upstreams* have their operations beside them."""
     sums = _Sums(totals)
-    operations = {name: _operation(sums, name) for name in (*labels.OPERATIONS, labels.OTHER)}
+    served = {name for names in upstreams.values() for name in names}
+    shown = [name for name in (*labels.OPERATIONS, labels.OTHER) if name in served or name == labels.OTHER]
+    operations = {name: _operation(sums, name) for name in shown}
     return {
         "version": version(),
         "phase": state.phase,
         "uptime_s": state.uptime_s(),
-        "listeners": {"http": state.http, "admin": state.admin},
+        "listeners": state.listeners(),
         "workers": state.worker_counts(),
         "redis": {**redis, "failures": sums.by("dashcache_redis_failures_total", "kind")},
         "breaker": _breaker(sums, state),
@@ -64,6 +67,11 @@ def stats(
             "stored": sums.one("dashcache_stores_total", result="stored"),
             "failed": sums.one("dashcache_stores_total", result="failed"),
             "rejected_on_read": sums.one("dashcache_entries_rejected_total"),
+        },
+        "invalidations": {
+            "told": sums.one("dashcache_invalidations_total", result="told"),
+            "untold": sums.one("dashcache_invalidations_total", result="untold"),
+            "pending": sums.one("dashcache_pending_invalidations"),
         },
         "operations": operations,
         "upstreams": {name: _upstream(sums, name) for name in upstreams},
@@ -77,12 +85,12 @@ def stats(
     }
 
 
-def modes_document(modes: LiveModes, upstreams: tuple[str, ...]) -> dict[str, Any]:
-    """What holds for each upstream and operation, and the rules that make it so."""
+def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What holds for each upstream and those of its operations that have modes, and the rules that make it so."""
     return {
         "effective": {
-            upstream: {operation: modes.mode(upstream, operation) for operation in labels.OPERATIONS}
-            for upstream in upstreams
+            upstream: {name: modes.mode(upstream, name) for name in operations if name in labels.SWITCHABLE}
+            for upstream, operations in upstreams.items()
         },
         "rules": [_rule(rule) for rule in modes.in_force()],
     }

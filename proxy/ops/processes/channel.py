@@ -13,6 +13,7 @@ import msgspec
 import orjson
 from pydantic import SecretStr
 
+from proxy.core.listening import Port
 from proxy.core.modes import Modes, Rule
 from proxy.core.tasks import Tasks
 from proxy.ops.switches.live import LiveModes
@@ -23,11 +24,12 @@ _MAX_LINE_BYTES = 4 * 2**20
 
 
 class Hello(msgspec.Struct, tag="hello", tag_field="type"):
-    """To a new worker: everything that it needs to serve."""
+    """To a new worker: everything that it needs to serve. Workers are numbered from 1 to *workers*."""
 
     worker: int
+    workers: int
     settings: msgspec.Raw
-    ports: tuple[tuple[str, str, int], ...]
+    ports: tuple[Port, ...]
     secret: bytes
     redis_url: str | None
     rules: tuple[Rule, ...]
@@ -120,12 +122,22 @@ class WorkerControl:
     """
     What a worker knows of its supervisor.
 
-    ``modes`` follows every switch while ``listen`` runs; ``drain_s`` is how long running requests may take at the end.
+    It is *number* of *count*, from 1 on; who replaces a worker that died takes over its number. ``modes`` follows
+    every switch while ``listen`` runs; ``drain_s`` is how long running requests may take at the end.
     """
 
     def __init__(
-        self, channel: "Channel[Any]", modes: LiveModes, drain_s: float, on_drain: Callable[[float], None]
+        self,
+        channel: "Channel[Any]",
+        modes: LiveModes,
+        drain_s: float,
+        on_drain: Callable[[float], None],
+        *,
+        number: int = 1,
+        count: int = 1,
     ) -> None:
+        self.number = number
+        self.count = count
         self.modes = modes
         self.drain_s = drain_s
         self._channel = channel

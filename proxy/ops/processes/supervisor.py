@@ -16,6 +16,7 @@ import msgspec
 
 import proxy
 from proxy.core.key import Secret
+from proxy.core.listening import shown
 from proxy.core.modes import Modes
 from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
@@ -23,7 +24,7 @@ from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
-from proxy.ops.processes.ports import Reserved, bind, reserve_all, shown
+from proxy.ops.processes.ports import Reserved, bind, reserve_all
 from proxy.ops.processes.process import METRICS_VARIABLE, child_environment, python_module
 from proxy.ops.processes.redis_child import RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
@@ -33,7 +34,8 @@ from proxy.ops.switches.share import ModeShare
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metric_files import MetricFiles
-from proxy.settings import Settings, split_address
+from proxy.settings import Settings
+from proxy.settings_types import split_address
 
 REDIS_CONFIG = "redis.conf"
 
@@ -60,7 +62,7 @@ class Supervisor:
         self._environ = environ
         self._tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
         self._stop = asyncio.Event()
-        self._upstreams = labels.upstream_names(settings)
+        self._upstreams = labels.upstream_operations(settings)
 
     async def run(self) -> None:
         """
@@ -109,7 +111,7 @@ class Supervisor:
         ports = reserve_all(self._settings)
         for reserved in ports:
             stack.callback(reserved.socket.close)
-        self.state.http = [reserved.address for reserved in ports]
+        self.state.listening = [reserved.port for reserved in ports]
         book = ModeBook(self._settings.start, folder.path, self._set_modes, lambda: self._modes_changed(metrics, book))
         book.load()
         admin = Admin(self._settings, self.state, book, metrics)
@@ -173,10 +175,10 @@ class Supervisor:
         redis_url: str | None,
     ) -> None:
         settings = msgspec.Raw(settings_to_json(self._settings))
-        addresses = tuple((reserved.upstream, reserved.host, reserved.port) for reserved in ports)
+        held = tuple(reserved.port for reserved in ports)
 
         def hello(number: int) -> Hello:
-            return Hello(number, settings, addresses, secret, redis_url, book.live.switched.rules)
+            return Hello(number, self.state.wanted, settings, held, secret, redis_url, book.live.switched.rules)
 
         workers = Workers(
             self.state.wanted,
@@ -195,9 +197,7 @@ class Supervisor:
         workers.start()
         await workers.wait_all_serve()
         self.state.phase = Phase.SERVING
-        logger().info(
-            "ready", http=self.state.http, admin=self.state.admin, workers=self.state.wanted, redis=self.state.redis
-        )
+        logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis)
 
     async def _set_modes(self, modes: Modes) -> tuple[int, int]:
         return await self.state.workers.set_modes(modes) if self.state.workers is not None else (0, 0)

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,14 @@ class MetricFiles:
         self._workers.set(serving)
         self._wanted.set(wanted)
 
-    def modes(self, modes: LiveModes, upstreams: tuple[str, ...]) -> None:
-        """Set the gauges of the modes, so that a dashboard shows a switch that somebody forgot."""
-        for operation in labels.OPERATIONS:
-            holding = {modes.mode(upstream, operation) for upstream in upstreams}
+    def modes(self, modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> None:
+        """
+        Set the gauges of the modes, so that a dashboard shows a switch that somebody forgot.
+
+        *upstreams* have their operations beside them.
+        """
+        for operation in labels.SWITCHABLE:
+            holding = {modes.mode(upstream, operation) for upstream, names in upstreams.items() if operation in names}
             for mode in (Mode.BYPASS, Mode.SHADOW):
                 self._mode.labels(mode.value, operation).set(1 if mode in holding else 0)
 

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
+from proxy.core.listening import Port
 from proxy.core.modes import Mode, Modes
 from proxy.core.tasks import Tasks
 from proxy.ops.admin import api as admin_module
@@ -76,13 +77,13 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     rigs: list[Rig] = []
     files = MetricFiles(tmp_path)
 
-    async def made(token: str | None = None) -> Rig:
+    async def made(token: str | None = None, **stated: Any) -> Rig:
         listen = Listen(admin="127.0.0.1:0", admin_token=SecretStr(token) if token else None)
-        state = State(phase=Phase.SERVING, wanted=2, http=["127.0.0.1:8080"])
+        state = State(phase=Phase.SERVING, wanted=2, listening=[Port("http", "", "127.0.0.1", 8080)])
         workers = FakeWorkers()
         state.workers = workers  # type: ignore[assignment]
         book = ModeBook(Start(), tmp_path, workers.set_modes, lambda: None)
-        admin = Admin(Settings(listen=listen), state, book, files)
+        admin = Admin(Settings(listen=listen, **stated), state, book, files)
         bound = bind("127.0.0.1", 0, shared=False)
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         await admin.start(bound)
@@ -168,6 +169,25 @@ async def test_stats_have_what_operators_look_for(rig: Rig) -> None:
     assert stats["uptime_s"] >= 0
 
 
+async def test_healthz_and_stats_list_the_ports_of_every_protocol(rig: Rig) -> None:
+    rig.state.listening += [Port("grpc", "dashvector", "::1", 50051), Port("http", "b", "127.0.0.1", 8081)]
+    expected = {"http": ["127.0.0.1:8080", "127.0.0.1:8081"], "grpc": ["[::1]:50051"], "admin": ""}
+    assert (await rig.ask("GET", "/healthz")).json["listeners"] == expected
+    assert (await rig.ask("GET", "/v1/stats")).json["listeners"] == expected
+
+
+async def test_the_operations_are_those_of_the_vendors_that_are_configured(make: Make) -> None:
+    assert list((await (await make()).ask("GET", "/v1/stats")).json["operations"]) == ["embedding", "other"]
+    rig = await make(dashvector_url="https://cluster.example")
+    stats = (await rig.ask("GET", "/v1/stats")).json
+    assert list(stats["operations"]) == ["embedding", "vector-query", "vector-stats", "vector-write", "other"]
+    assert stats["modes"]["effective"] == {
+        "dashscope": {"embedding": "on"},
+        "dashvector": {"vector-query": "on", "vector-stats": "on"},
+    }
+    assert stats["invalidations"] == {"told": 0, "untold": 0, "pending": 0}
+
+
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +228,22 @@ async def test_every_mistake_in_an_order_is_named(rig: Rig, order: Any, mistakes
     answer = await rig.ask("PUT", "/v1/mode", json=order)
     assert answer.status == 400
     assert [mistake.partition(":")[0] for mistake in answer.json["mistakes"]] == mistakes
+    assert rig.book.live.switched == Modes()
+
+
+@pytest.mark.parametrize("operation", ["vector-query", "vector-stats"])
+async def test_vector_reads_can_be_switched(rig: Rig, operation: str) -> None:
+    assert (await rig.switch(mode="shadow", operation=operation)).status == 200
+    assert rig.book.live.mode("dashvector", operation) is Mode.SHADOW
+
+
+async def test_writes_cannot_be_switched_and_that_is_said(rig: Rig) -> None:
+    answer = await rig.switch(mode="bypass", operation="vector-write")
+    assert answer.status == 400
+    (mistake,) = answer.json["mistakes"]
+    assert (
+        "a write is always forwarded, and makes stale what it changes; allowed: *, embedding, vector-query" in mistake
+    )
     assert rig.book.live.switched == Modes()
 
 

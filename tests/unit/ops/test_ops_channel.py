@@ -5,14 +5,17 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
+from proxy.core.listening import Port
 from proxy.core.modes import Mode, Rule
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import (
     Channel,
     Drain,
+    Hello,
     ModesSet,
     Ready,
     SetModes,
@@ -54,10 +57,27 @@ def test_settings_arrive_whole_with_their_secrets() -> None:
         redis=Redis(url=SecretStr("redis://:password-canary@localhost/0")),
         listen=Listen(admin_token=SecretStr("token-canary")),
         start=Start(operations={"embedding": Mode.SHADOW}),
-        upstreams=(UpstreamRule(name="us", url="us", hosts=("us.example",)),),
+        upstreams=(
+            UpstreamRule(name="us", url="us", hosts=("us.example",)),
+            UpstreamRule(name="v", vendor="dashvector", url="https://v", grpc_listen="127.0.0.1:1"),
+        ),
+        dashvector_url="https://cluster.example",
         dashscope_url="international",
     )
     assert settings_from_json(settings_to_json(settings)) == settings
+
+
+async def test_a_worker_is_told_its_ports_and_its_number() -> None:
+    ports = (Port("http", "", "127.0.0.1", 8080), Port("grpc", "dashvector", "::1", 50051))
+    ours, theirs = socket.socketpair()
+    supervisor, worker = await supervisor_end(ours), await worker_end(theirs)
+    supervisor.send(Hello(2, 4, msgspec.Raw(b"{}"), ports, b"secret", None, ()))
+    hello = await worker.receive()
+    assert isinstance(hello, Hello)
+    assert (hello.worker, hello.workers, hello.ports) == (2, 4, ports)
+    assert [port.address for port in hello.ports] == ["127.0.0.1:8080", "[::1]:50051"]
+    supervisor.close()
+    worker.close()
 
 
 async def test_a_switch_is_in_force_when_it_is_confirmed(pair: Pair) -> None:

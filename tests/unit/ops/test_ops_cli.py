@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from proxy.core.listening import Port
 from proxy.ops.admin.health import State
 from proxy.ops.admin.stats import stats as stats_document
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry import labels
 from proxy.settings import Start
 
 TOKEN = "token-canary-77aa"
@@ -168,14 +170,21 @@ def test_an_admin_address_must_be_one(url: str) -> None:
 
 
 def test_stats_are_a_table_or_json(admin: Admin) -> None:
-    state = State(http=["127.0.0.1:8080"])
+    state = State(listening=[Port("http", "", "127.0.0.1", 8080), Port("grpc", "dashvector", "127.0.0.1", 50051)])
     redis = {"kind": "none", "ok": None, "round_trip_ms": None}
     totals = {
         ("dashcache_items_total", (("operation", "embedding"), ("result", "memory"))): 9.0,
         ("dashcache_items_total", (("operation", "embedding"), ("result", "forwarded"))): 1.0,
         ("dashcache_tokens_saved_total", (("operation", "embedding"),)): 2_000_000.0,
+        ("dashcache_items_total", (("operation", "vector-query"), ("result", "redis"))): 3.0,
+        ("dashcache_items_total", (("operation", "vector-query"), ("result", "forwarded"))): 1.0,
+        ("dashcache_operation_calls_total", (("operation", "vector-query"), ("result", "saved"))): 3.0,
+        ("dashcache_invalidations_total", (("result", "told"),)): 5.0,
+        ("dashcache_invalidations_total", (("result", "untold"),)): 2.0,
+        ("dashcache_pending_invalidations", ()): 1.0,
     }
-    document = stats_document(totals, state, redis, LiveModes(Start()), ("dashscope",))
+    upstreams = {name: labels.OPERATIONS_OF[name] for name in ("dashscope", "dashvector")}
+    document = stats_document(totals, state, redis, LiveModes(Start()), upstreams)
     assert document["operations"]["embedding"]["hit_ratio"] == 0.9
     assert document["money_saved"]["amount"] == 1.0  # 2 million tokens at 0.0005 CNY per thousand
     admin.document = json.loads(json.dumps(document))
@@ -183,6 +192,10 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     assert table.exit_code == 0, table.output
     assert "90.0%" in table.output
     assert "1.0000 CNY" in table.output
+    lines = [line.split() for line in table.output.splitlines()]
+    assert ["listening", "http", "127.0.0.1:8080;", "grpc", "127.0.0.1:50051"] in lines
+    assert ["vector-query", "0", "4", "0", "3", "1", "75.0%", "0", "3", "0"] in lines
+    assert "7 times by writes, 2 without Redis; 1 pending" in table.output
     as_json = call("stats", "--json", DASHCACHE_ADMIN_LISTEN=admin.address)
     assert json.loads(as_json.output) == admin.document
 
