@@ -38,7 +38,7 @@ def _ways(settings: Settings, upstream: Upstream) -> Iterator[str]:
     if upstream.name == DEFAULT_UPSTREAM:
         own = ["whatever no other claims"]
     elif upstream.name == DEFAULT_VECTOR_UPSTREAM:
-        own = ["what only DashVector has"]
+        own = ["whatever else asks for DashVector"]
     yield f"{upstream.origin} for {', '.join((*upstream.hosts, *own))}"
     by_grpc = [listener.address for listener in ports if listener.protocol != "http"]
     if upstream.grpc is not None and by_grpc:

@@ -145,7 +145,7 @@ class Admin:
 
     def _ordered(self, body: bytes) -> ModeOrder:
         """The order in *body*; Refused with every mistake."""
-        known = {"operation": labels.OPERATIONS, "upstream": self._upstreams}
+        known = {"operation": labels.SWITCHABLE, "upstream": self._upstreams}
         try:
             parse(body)  # two members of one name would be read differently by whoever looks at them
             return ModeOrder.model_validate_json(body, context=known)
