@@ -38,7 +38,7 @@ class Recorder:
     def redis_failed(self, kind: str) -> None:
         self.failures.append(f"redis {kind}")
 
-    def invalidated(self, told: bool) -> None:  # noqa: FBT001  Telemetry's form
+    def invalidated(self, told: bool) -> None:
         if not told:
             self.failures.append("invalidation not told")
 

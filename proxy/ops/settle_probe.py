@@ -269,5 +269,4 @@ def recommended_s(longest_s: float) -> float:
     """
     wanted_s = max(longest_s * FACTOR, FLOOR_S)
     step_s = 0.1 if wanted_s <= 1 else 0.5 if wanted_s <= 10 else 1.0
-    # What floating point makes of 0.3 / 0.1 is not a step more.
-    return round(math.ceil(wanted_s / step_s - 1e-9) * step_s, 1)
+    return round(math.ceil(wanted_s / step_s) * step_s, 1)

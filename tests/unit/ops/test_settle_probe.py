@@ -390,5 +390,8 @@ def test_the_metrics_file_is_replaced_at_once(tmp_path: Path) -> None:
     assert path.read_text() == exposition(made)
     assert path.stat().st_mode & 0o044 == 0o044, "the collector is somebody else"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError, match="No such file"):
-        write_metrics(made, tmp_path / "missing" / "dashcache.prom")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_metrics(made, path)
+    assert list(tmp_path.iterdir()) == [path]

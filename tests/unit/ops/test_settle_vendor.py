@@ -14,13 +14,14 @@ from aiohttp.client_reqrep import ConnectionKey
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from proxy.ops import settle_vendor
 from proxy.ops.settle_probe import ProbeError, RateLimitedError, Reader
 from proxy.ops.settle_vendor import ScratchDocument, Target, _Api, _dimensions, _in_words, checked_target
 
 KEY = "sk-dv-canary-0123456789"
 URL = "https://vendor.test"
 TARGET = Target(URL, "scratch", KEY)
-HOST = ConnectionKey("vendor.test", 443, True, None, None, None, None)
+HOST = ConnectionKey("vendor.test", 443, True, True, None, None, None)
 
 
 class Scripted(_Api):
@@ -152,7 +153,10 @@ async def test_a_document_may_be_refused_within_a_success() -> None:
         await ScratchDocument(Scripted(refused), {"proxima_vector": 2}).upsert(7)
     with pytest.raises(ProbeError, match=r"^delete: the document is refused"):
         await ScratchDocument(Scripted(refused), {"proxima_vector": 2}).delete()
-    await ScratchDocument(Scripted([{"code": -2024}]), {"proxima_vector": 2}).delete()
+    unknown = [{"doc_op": "delete", "id": "1", "code": -2024, "message": "InexistentKey"}]
+    await ScratchDocument(Scripted(unknown), {"proxima_vector": 2}).delete()
+    with pytest.raises(ProbeError, match="InexistentKey"):
+        await ScratchDocument(Scripted(unknown), {"proxima_vector": 2}).upsert(7)
 
 
 FLOAT = {"dimension": 8, "dtype": "FLOAT", "metric": "cosine"}
@@ -197,7 +201,7 @@ def test_the_key_is_shown_nowhere() -> None:
 
 
 class Vendor(http.server.ThreadingHTTPServer):
-    """Answers every request alike and counts them."""
+    """Answers every request alike, or with *silence* until that is set and then not at all; counts them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -205,6 +209,7 @@ class Vendor(http.server.ThreadingHTTPServer):
         self.status = 200
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.silence: threading.Event | None = None
 
     @property
     def url(self) -> str:
@@ -216,6 +221,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        if self.server.silence is not None:
+            self.server.silence.wait()
+            return
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
@@ -285,6 +293,16 @@ def test_the_cache_is_not_what_is_measured(vendor: Vendor) -> None:
     result = call("--collection", "scratch", DASHCACHE_DASHVECTOR_URL=vendor.url)
     assert result.exit_code == 1
     assert result.output == f"{vendor.url} is the cache itself; name the vendor's own address\n"
+
+
+def test_a_call_takes_no_longer_than_a_round_may(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle_vendor, "_CALL_TIMEOUT_S", 1_000.0)
+    vendor.silence = threading.Event()
+    try:
+        result = call("--url", vendor.url, "--collection", "scratch", "--timeout", "100ms")
+    finally:
+        vendor.silence.set()
+    assert (result.exit_code, result.output) == (1, f"{vendor.url}: no answer in time\n")
 
 
 def test_an_output_of_another_form_is_told(vendor: Vendor) -> None:
