@@ -263,7 +263,7 @@ class Flow:
     # --- from the upstream --------------------------------------------------------------------------------------------
 
     async def _fetch(self, job: "_Job", usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
-        """One request for the items at positions *missing*; its answer goes on as it is if that is all that was asked."""
+        """One request for the items at positions *missing*; its answer goes on as it is if that is what was asked."""
         outcome, is_plain = job.outcome, job.plan.plain is None
         outcome.forwarded = len(missing)
         is_whole = is_plain and len(missing) == len(job.keys)
