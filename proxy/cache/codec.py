@@ -20,7 +20,8 @@ FORMAT_VERSION = 2
 
 # format version, form, stored (Unix ms), lifetime (ms), length of the generation, length of the surroundings
 _HEADER = struct.Struct("<BBQQBI")
-_SEPARATOR = b"\x1e"  # a control byte, which no JSON text contains
+# A control byte, which no JSON text contains. An envelope can be a protobuf message with any byte: it stands first.
+_SEPARATOR = b"\x1e"
 _MAX_SURROUNDINGS = 1 << 20
 
 # What envelopes and skeletons look like today; compressing against it leaves little more than the request id. It is
@@ -91,7 +92,7 @@ class Codec:
         return Entry(row, stored_unix_ms, ttl_ms, stored[_HEADER.size : start])
 
     def _row(self, form: Form, contents: bytes, length: int) -> Row:
-        envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).split(_SEPARATOR)
+        envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).rsplit(_SEPARATOR, 4)
         spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled or b"[]"))
         return Row(
             envelope=envelope,

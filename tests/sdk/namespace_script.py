@@ -271,42 +271,82 @@ def refuse(connect: Connect) -> Steps:
     yield "an endpoint that is none", sdk.Client(api_key=TOKEN, endpoint="127.0.0.2:443")
 
 
-def change(connect: Connect) -> Steps:
-    """Every write to what has been read before, and after each of them the reads that must see it."""
+def look(connect: Connect) -> Steps:
+    """Reads of all kinds, few enough to be taken after every change; all succeed."""
     client = connect(TOKEN)
     yield "connect", client
+    yield from _look(client)
+
+
+def _look(client: Any) -> Steps:
+    yield "list", client.list()
+    yield "describe", client.describe("articles")
     articles = client.get("articles")
+    for partition in (None, "shoes"):
+        yield f"fetch, {partition}", articles.fetch(IDS, partition=partition)
+        yield f"query, {partition}", articles.query(NEAR, topk=5, include_vector=True, partition=partition)
+        yield f"query by id, {partition}", articles.query(id="1", partition=partition)
+        yield f"query for anything, {partition}", articles.query(topk=3, partition=partition)
+        yield f"query grouped, {partition}", articles.query_group_by(NEAR, group_by_field="age", partition=partition)
+        yield f"stats of partition, {partition}", articles.stats_partition(partition or "default")
+    yield "stats", articles.stats()
+    yield "list partitions", articles.list_partitions()
+    yield "describe partition", articles.describe_partition("default")
 
-    def seen(after: str, partition: str | None = None) -> Steps:
-        yield f"fetch after {after}", articles.fetch(IDS, partition=partition)
-        yield f"query after {after}", articles.query(NEAR, partition=partition)
-        yield f"query grouped after {after}", articles.query_group_by(NEAR, group_by_field="age", partition=partition)
-        yield f"stats after {after}", articles.stats()
-        yield f"stats of the partition after {after}", articles.stats_partition(partition or "default")
 
+def update(articles: Any) -> Steps:
     yield "update", articles.update(Doc(id="5", vector=NEAR, fields={"age": 51}))
-    yield from seen("update")
+
+
+def write_two_at_once(articles: Any) -> Steps:
     later = [
         articles.upsert(Doc(id="1", vector=[0.0, 0.0, 0.0, 1.0], fields={"age": 21}), async_req=True),
         articles.update(Doc(id="a+b@c#d", vector=[0.0, 0.0, 1.0, 0.0]), async_req=True),
     ]
     yield from (("write two at once", response.get()) for response in later)
-    yield from seen("two writes at once")
+
+
+def upsert(articles: Any) -> Steps:
     yield "upsert", articles.upsert([Doc(id="1", vector=NEAR), Doc(id="newer", vector=NEAR)])
-    yield from seen("upsert")
-    yield "insert", articles.insert(Doc(id="new", vector=NEAR, fields={"age": 20}))
-    yield from seen("insert")
-    yield "delete", articles.delete(["new", "x%25y"], async_req=True).get()
-    yield from seen("delete")
+
+
+def insert(articles: Any) -> Steps:
+    yield "insert", articles.insert(Doc(id="newest", vector=NEAR, fields={"age": 20}), partition="shoes")
+
+
+def delete(articles: Any) -> Steps:
+    yield "delete", articles.delete(["newer", "x%25y"], async_req=True).get()
+
+
+def delete_all(articles: Any) -> Steps:
     yield "delete all of a partition", articles.delete(delete_all=True, ids=[], partition="shoes")
-    yield from seen("delete of all", "shoes")
+    # So that everything can be asked of it again.
+    yield "upsert one", articles.upsert(DOCS[0], partition="shoes")
+
+
+def create_partition(articles: Any) -> Steps:
     yield "create partition", articles.create_partition("boots")
-    yield from _partitions(articles)
-    yield "describe after create partition", client.describe("articles")
-    yield "delete partition", articles.delete_partition("shoes")
-    yield "list partitions after delete", articles.list_partitions()
-    yield "describe a partition after delete", articles.describe_partition("shoes")
-    yield "query a partition after delete", articles.query(NEAR, partition="shoes")
+    yield "describe what was created", articles.describe_partition("boots")
+
+
+def delete_partition(articles: Any) -> Steps:
+    yield "describe what will be deleted", articles.describe_partition("boots")
+    yield "fetch from what will be deleted", articles.fetch("1", partition="boots")
+    yield "delete partition", articles.delete_partition("boots")
+    yield "describe what was deleted", articles.describe_partition("boots")
+    yield "fetch from what was deleted", articles.fetch("1", partition="boots")
+
+
+def seen(write: Callable[[Any], Steps]) -> Callable[[Connect], Steps]:
+    """The phase that does *write* and then takes the look that must see it."""
+
+    def phase(connect: Connect) -> Steps:
+        client = connect(TOKEN)
+        yield "connect", client
+        yield from write(client.get("articles"))
+        yield from _look(client)
+
+    return phase
 
 
 def clear(connect: Connect) -> Steps:
@@ -317,11 +357,14 @@ def clear(connect: Connect) -> Steps:
     yield "list", client.list()
     yield "describe what was deleted", client.describe("articles")
     yield "create again", client.create("articles", 3, metric="euclidean")
+    yield "list again", client.list()
     yield "describe what is new", client.describe("articles")
     articles = client.get("articles")
-    yield "fetch from what is new", articles.fetch("1")
-    yield "query what is new", articles.query([0.1, 0.2, 0.3])
+    yield "fetch from what is new", articles.fetch(IDS)
+    yield "query what is new", articles.query(topk=3)
+    yield "query by an id of old", articles.query(id="1")
     yield "stats of what is new", articles.stats()
+    yield "list partitions of what is new", articles.list_partitions()
     for name in ("articles", "sides", "sparse", "words", "bytes", "made-ids"):
         yield f"delete {name}", client.delete(name)
     yield "list nothing", client.list()
@@ -332,9 +375,17 @@ def clear(connect: Connect) -> Steps:
 PHASES: Final[dict[str, Callable[[Connect], Steps]]] = {
     "fill": fill,
     "read": read,
+    "look": look,
     "refuse": refuse,
-    "change": change,
     "clear": clear,
+    "update": seen(update),
+    "write two at once": seen(write_two_at_once),
+    "upsert": seen(upsert),
+    "insert": seen(insert),
+    "delete": seen(delete),
+    "delete all": seen(delete_all),
+    "create partition": seen(create_partition),
+    "delete partition": seen(delete_partition),
 }
 _MADE_ID: Final = re.compile(r"\d{19}")
 

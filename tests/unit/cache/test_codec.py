@@ -172,6 +172,12 @@ def test_the_tokens_that_an_entry_was_kept_under_come_back_with_it(generation):
     assert CODEC.open(KEY, CODEC.seal(KEY, each)) == each
 
 
+@pytest.mark.parametrize("envelope", [b"\x1e", b"\x1e\x1e\x1e\x1e\x1e", bytes(range(256)), b"\x04\x00\x00\x00\x08\x1e"])
+def test_an_envelope_may_hold_any_byte(envelope):
+    each = entry(b"", envelope=envelope, skeleton=b"", usage=())
+    assert CODEC.open(KEY, CODEC.seal(KEY, each)) == each
+
+
 def test_s9_random_bytes_are_rejected():
     chance = random.Random(9)
     for length in itertools.chain(range(200), [3_553, 100_000]):
