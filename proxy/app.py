@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import ssl
 import uuid
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import http_parser, web
 
+from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
+from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.leases import Leases
@@ -26,6 +29,7 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
+from proxy.fetch import Fetcher, Upstreams
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
@@ -132,18 +136,30 @@ async def built(
     upstreams = settings.all_upstreams()
     over_http = {upstream.name: _transport(settings, upstream.origin) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports)
+    ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
+    fetcher = Fetcher(
+        upstreams=ways,
+        flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
+        tiers=tiers,
+        voidable=voidable,
+        claims=Claims(redis, tasks, settings.flights.lease_s),
+        modes=modes,
+        lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
+        jitter=settings.lifetimes.jitter,
+        max_answer_bytes=settings.limits.max_answer_bytes,
+        clock=clock,
+        random_unit=random.random,
+    )
     flow = Flow(
         routes=_adapters(settings, upstreams),
-        transport_of=lambda request: _way(request, over_http, over_grpc),
+        upstreams=ways,
+        fetcher=fetcher,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
-        tiers=tiers,
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         tasks=tasks,
         modes=modes,
         secret=keys,
-        lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
-        jitter=settings.lifetimes.jitter,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),

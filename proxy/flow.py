@@ -29,7 +29,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from proxy.cache.leases import Leases
-from proxy.cache.tiers import Found, Tiers
+from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
@@ -61,7 +61,6 @@ class Flow:
         upstreams: Upstreams,
         fetcher: Fetcher,
         endpoints: Mapping[str, str],
-        tiers: Tiers,
         voidable: VoidableTier,
         leases: Leases,
         tasks: Tasks,
@@ -78,7 +77,6 @@ class Flow:
         self._endpoints = {
             upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
         }
-        self._tiers = tiers
         self._voidable = voidable
         self._leases = leases
         self._tasks = tasks
@@ -223,13 +221,11 @@ class Flow:
 
     async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
-        if job.scopes:
-            found = await self._voidable.read(job.keys, job.scopes)
-            job.tokens, job.is_held = found.tokens, found.is_held
-        else:
-            found = await self._tiers.read(job.keys)
+        found, usable = await self._fetcher.look_up(job, job.keys, now_unix_ms)
+        job.tokens, job.is_held = found.tokens, found.is_held
+        job.unusable = frozenset(found.rejected | found.entries.keys() - usable.keys())
         job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok
-        return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
+        return found, usable
 
     def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""

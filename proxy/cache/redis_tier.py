@@ -8,6 +8,7 @@ but not write goes on serving hits.
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -44,6 +45,32 @@ for i = 1, n do
   if redis.call('EXISTS', KEYS[1 + n + i]) == 1 then return 0 end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+# KEYS: n claims, n entries. ARGV: owner, lease in ms, n, n times whether to look for the entry.
+# Answers: 1 claimed, 0 held by another, 2 the entry is there.
+_CLAIM = """
+local n, answers = tonumber(ARGV[3]), {}
+for i = 1, n do
+  if ARGV[3 + i] == '1' and redis.call('EXISTS', KEYS[n + i]) == 1 then
+    answers[i] = 2
+  elseif redis.call('SET', KEYS[i], ARGV[1], 'NX', 'PX', ARGV[2]) or redis.call('GET', KEYS[i]) == ARGV[1] then
+    answers[i] = 1
+  else
+    answers[i] = 0
+  end
+end
+return answers
+"""
+
+# KEYS: claims. ARGV: owner, and a lease in ms, or 0 to give up what is the owner's.
+_KEEP = """
+for i = 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then
+    if ARGV[2] == '0' then redis.call('DEL', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+  end
+end
 return 1
 """
 
@@ -104,7 +131,10 @@ class RedisTier:
         self._redis: Redis = Redis(connection_pool=self._pool)
         self._prefix = prefix.encode("ascii") + b":e:"
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
+        self._claims = prefix.encode("ascii") + b":c:"
         self._fill = self._redis.register_script(_FILL)
+        self._claim = self._redis.register_script(_CLAIM)
+        self._keep = self._redis.register_script(_KEEP)
         self._guard = guard
         self._on_rejected = on_rejected
         # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
@@ -200,6 +230,43 @@ class RedisTier:
             return False
         return replies is not None and all(reply is True for reply in replies)
 
+    async def claim(
+        self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
+    ) -> list[int] | None:
+        """
+        For each of *keys*: 1 claimed, 0 held by another, 2 its entry is there; ``None``: Redis was no help.
+
+        *entries* are the entries' keys, ``None`` where it does not matter whether there is one.
+        """
+
+        async def send() -> object:
+            names = [*map(self._claim_name, keys), *(self._name(entry or b"") for entry in entries)]
+            looks = [0 if entry is None else 1 for entry in entries]
+            return await self._asked(self._claim(keys=names, args=[owner, lease_ms, len(keys), *looks]))
+
+        try:
+            async with self._read_places:
+                answers = await self._guard.run(send, vouches=False)
+        except Unavailable:
+            return None
+        return answers if isinstance(answers, list) and len(answers) == len(keys) else None
+
+    async def renew(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
+        """Let those of *keys* that *owner* holds be held for another *lease_ms*."""
+        await self._keep_claims(keys, owner, lease_ms)
+
+    async def release(self, keys: Sequence[bytes], owner: bytes) -> None:
+        """Give up those of *keys* that *owner* holds."""
+        await self._keep_claims(keys, owner, 0)
+
+    async def _keep_claims(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
+        async def send() -> object:
+            return await self._asked(self._keep(keys=list(map(self._claim_name, keys)), args=[owner, lease_ms]))
+
+        with contextlib.suppress(Unavailable):
+            async with self._void_places:
+                await self._guard.run(send, vouches=False)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._pool.disconnect()
@@ -245,6 +312,9 @@ class RedisTier:
                 return await self._guard.run(fetch)
         except Unavailable:
             return None
+
+    def _claim_name(self, key: bytes) -> bytes:
+        return self._claims + base64.urlsafe_b64encode(key).rstrip(b"=")
 
     def _token(self, scope: bytes) -> bytes:
         return self._tokens + base64.urlsafe_b64encode(scope).rstrip(b"=")
