@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import http_parser, web
 
+from proxy.ask import Asker, Upstreams
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
@@ -29,7 +30,7 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
-from proxy.fetch import Fetcher, Upstreams
+from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
@@ -137,12 +138,10 @@ async def built(
     over_http = {upstream.name: _transport(settings, upstream.origin) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports)
     ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
-    fetcher = Fetcher(
+    asker = Asker(
         upstreams=ways,
-        flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
         tiers=tiers,
         voidable=voidable,
-        claims=Claims(redis, tasks, settings.flights.lease_s),
         modes=modes,
         lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
         jitter=settings.lifetimes.jitter,
@@ -150,9 +149,19 @@ async def built(
         clock=clock,
         random_unit=random.random,
     )
+    fetcher = Fetcher(
+        asker=asker,
+        flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
+        claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
+        tiers=tiers,
+        voidable=voidable,
+        clock=clock,
+        max_answer_bytes=settings.limits.max_answer_bytes,
+    )
     flow = Flow(
         routes=_adapters(settings, upstreams),
         upstreams=ways,
+        asker=asker,
         fetcher=fetcher,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
         voidable=voidable,

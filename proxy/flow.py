@@ -28,6 +28,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from proxy.ask import Asker, Job, Upstreams
 from proxy.cache.leases import Leases
 from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
@@ -44,7 +45,7 @@ from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
-from proxy.fetch import Fetcher, Job, Upstreams
+from proxy.fetch import Fetcher
 
 
 class Flow:
@@ -59,6 +60,7 @@ class Flow:
         *,
         routes: Routes,
         upstreams: Upstreams,
+        asker: Asker,
         fetcher: Fetcher,
         endpoints: Mapping[str, str],
         voidable: VoidableTier,
@@ -73,6 +75,7 @@ class Flow:
     ) -> None:
         self._routes = routes
         self._upstreams = upstreams
+        self._asker = asker
         self._fetcher = fetcher
         self._endpoints = {
             upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
@@ -231,8 +234,8 @@ class Flow:
         """An answer of ours in the vendor's form, out of rows old and new."""
         outcome = job.outcome
         outcome.request_id = self._request_id()
-        outcome.origins = tuple(dict.fromkeys(entry.row.origin for entry in from_cache.values() if entry.row.origin))
-        outcome.tokens_saved = sum(
+        outcome.origins = tuple(dict.fromkeys(rows[key].origin for key in job.keys if rows[key].origin))
+        outcome.tokens_saved += sum(
             dict(from_cache[key].row.usage).get("total_tokens", 0) for key in job.keys if key in from_cache
         )
         text = job.plan.join([rows[key] for key in job.keys], outcome.request_id)
@@ -244,17 +247,17 @@ class Flow:
     async def _fetch(self, job: Job, usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
         """Have the items at positions *missing* fetched; the upstream's answer goes on as it is if that was all."""
         outcome, is_plain = job.outcome, job.plan.plain is None
-        is_whole = is_plain and len(missing) == len(job.keys)
         landing = await self._fetcher.fetch(job, missing)
+        is_whole = is_plain and len(landing.positions) == len(job.keys)
         outcome.detail = landing.detail
         if landing.rows is None:
             outcome.forget_hits()  # the answer will be the upstream's alone
             if landing.answer is not None:
                 if is_whole or (is_plain and landing.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
                     return landing.answer
-                landing.answer.close()
+                landing.close()
             # What the client wants cannot be made of an answer that is not right: ask just as it did.
-            outcome.forwarded = len(job.keys)
+            outcome.forwarded, outcome.coalesced = len(job.keys), 0
             whole = await self._upstreams.send_read(job, job.request.body or b"")
             return relayed(whole, whole)
         self._accepted(job)
@@ -279,7 +282,7 @@ class Flow:
         _, usable = await self._look_up(job, self._now_unix_ms())
         outcome.forwarded = len(job.first_positions)
         outcome.shadow_hits = sum(key in usable for key in job.keys)
-        landing = await self._fetcher.ask(job, range(len(job.keys)), job.request.body or b"")
+        landing = await self._asker.ask(job, range(len(job.keys)), job.request.body or b"")
         outcome.detail = landing.detail or PassReason.SHADOW
         answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
         if landing.rows is None:

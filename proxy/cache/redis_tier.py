@@ -15,6 +15,7 @@ from typing import TypeVar
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -49,26 +50,35 @@ return 1
 """
 
 # KEYS: n claims, n entries. ARGV: owner, lease in ms, n, n times whether to look for the entry.
-# Answers: 1 claimed, 0 held by another, 2 the entry is there.
+# Answers: 1 claimed (or nobody need claim it), 0 held by another, 2 the entry is there.
 _CLAIM = """
 local n, answers = tonumber(ARGV[3]), {}
 for i = 1, n do
   if ARGV[3 + i] == '1' and redis.call('EXISTS', KEYS[n + i]) == 1 then
     answers[i] = 2
-  elseif redis.call('SET', KEYS[i], ARGV[1], 'NX', 'PX', ARGV[2]) or redis.call('GET', KEYS[i]) == ARGV[1] then
+  elseif redis.call('SET', KEYS[i], ARGV[1], 'NX', 'PX', ARGV[2]) then
     answers[i] = 1
   else
-    answers[i] = 0
+    local holder = redis.call('GET', KEYS[i])
+    answers[i] = (holder == ARGV[1] or holder == '') and 1 or 0
   end
 end
 return answers
 """
 
-# KEYS: claims. ARGV: owner, and a lease in ms, or 0 to give up what is the owner's.
-_KEEP = """
+# KEYS: claims. ARGV: owner, and for those that are the owner's a new lease in ms.
+_RENEW = """
+for i = 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+end
+return 1
+"""
+
+# KEYS: claims. ARGV: owner, and for how many ms nobody need claim them: an empty value says so.
+_RELEASE = """
 for i = 1, #KEYS do
   if redis.call('GET', KEYS[i]) == ARGV[1] then
-    if ARGV[2] == '0' then redis.call('DEL', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+    if ARGV[2] == '0' then redis.call('DEL', KEYS[i]) else redis.call('SET', KEYS[i], '', 'PX', ARGV[2]) end
   end
 end
 return 1
@@ -134,7 +144,8 @@ class RedisTier:
         self._claims = prefix.encode("ascii") + b":c:"
         self._fill = self._redis.register_script(_FILL)
         self._claim = self._redis.register_script(_CLAIM)
-        self._keep = self._redis.register_script(_KEEP)
+        self._renew = self._redis.register_script(_RENEW)
+        self._release = self._redis.register_script(_RELEASE)
         self._guard = guard
         self._on_rejected = on_rejected
         # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
@@ -253,18 +264,18 @@ class RedisTier:
 
     async def renew(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
         """Let those of *keys* that *owner* holds be held for another *lease_ms*."""
-        await self._keep_claims(keys, owner, lease_ms)
+        await self._of_claims(self._renew, keys, owner, lease_ms)
 
-    async def release(self, keys: Sequence[bytes], owner: bytes) -> None:
-        """Give up those of *keys* that *owner* holds."""
-        await self._keep_claims(keys, owner, 0)
+    async def release(self, keys: Sequence[bytes], owner: bytes, nobody_ms: int = 0) -> None:
+        """Give up those of *keys* that *owner* holds; for *nobody_ms* everybody who claims them is told to go on."""
+        await self._of_claims(self._release, keys, owner, nobody_ms)
 
-    async def _keep_claims(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
+    async def _of_claims(self, script: AsyncScript, keys: Sequence[bytes], owner: bytes, span_ms: int) -> None:
         async def send() -> object:
-            return await self._asked(self._keep(keys=list(map(self._claim_name, keys)), args=[owner, lease_ms]))
+            return await self._asked(script(keys=list(map(self._claim_name, keys)), args=[owner, span_ms]))
 
         with contextlib.suppress(Unavailable):
-            async with self._void_places:
+            async with self._write_places:
                 await self._guard.run(send, vouches=False)
 
     async def close(self) -> None:

@@ -79,5 +79,5 @@ class Outcome:
     def forget_hits(self) -> None:
         """Nothing that was found will be in the answer."""
         self.state = CacheState.MISS
-        self.hits_memory = self.hits_redis = 0
+        self.hits_memory = self.hits_redis = self.tokens_saved = 0
         self.age_s = self.ttl_s = None

@@ -147,9 +147,9 @@ def test_another_replica_shares_entries_by_redis(
     rig.sim.configure(honours_base64=honours_base64)
     embed: Ask = dashscope1 if sdk == "dashscope1" else openai_sync
     texts = fresh(8)
-    kept = rig.redis.client.dbsize()
+    kept = len(rig.redis.entries())
     first = rig.cached(lambda url: embed(url, texts, **options), items=8)
-    wait_until_sync(lambda: rig.redis.client.dbsize() == kept + 8, what="all rows to be in Redis")
+    wait_until_sync(lambda: len(rig.redis.entries()) == kept + 8, what="all rows to be in Redis")
     before = rig.calls()
     told = embed(replica.http_url, texts, **options)
     assert rig.calls() == before
