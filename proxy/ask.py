@@ -122,6 +122,11 @@ class Landing:
             self.answer is not None and self.answer.status >= 500 and isinstance(self.answer.body, bytes)
         )
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the upstream was not even asked: everybody is to do that on its own."""
+        return self.rows is None and self.answer is None and self.error is None
+
     def store(self) -> None:
         """Keep what came; calling it again does nothing."""
         for store in self.stores:

@@ -83,12 +83,16 @@ class Fetcher:
             others = self._carrying(job, left) if may_wait else {}
             mine = [at for at in left if at not in others]
             job.outcome.forwarded += len(mine)
-            own = self._set_off(job, mine) if mine else None
+            own = self._set_off(job, mine, is_alone=attempt > 1 and not may_wait) if mine else None
             landed = await _landings(own, others.values())
             if own is not None:
                 landing = landed[own]
                 if landing.error is not None:
                     raise landing.error
+                if landing.is_nothing:
+                    job.outcome.forwarded -= len(mine)
+                    may_wait = False
+                    continue
                 if landing.rows is None or len(mine) == len(missing):
                     return landing
                 rows.update(landing.rows)
@@ -139,8 +143,9 @@ class Fetcher:
 
     # --- a trip -------------------------------------------------------------------------------------------------------
 
-    def _set_off(self, job: Job, positions: Sequence[int]) -> Trip[Landing]:
-        carried = self._flights.free(job.flight(at) for at in positions) if job.can_share else frozenset()
+    def _set_off(self, job: Job, positions: Sequence[int], *, is_alone: bool) -> Trip[Landing]:
+        can_share = job.can_share and not is_alone
+        carried = self._flights.free(job.flight(at) for at in positions) if can_share else frozenset()
         # Its time is not one client's any more: each waits as long as it likes, and the last one ends it.
         job = dataclasses.replace(job, request=dataclasses.replace(job.request, timeout_s=None))
         return self._flights.set_off(carried, lambda land: self._trip(job, positions, carried, land))
@@ -165,6 +170,8 @@ class Fetcher:
         began_s = self._clock.monotonic()
         ours, others = await claims.take(job, positions, is_first=True)
         job.outcome.redis_ms += (self._clock.monotonic() - began_s) * 1000
+        if claims.alone:
+            return self._nothing(claims)
         landing = await self._asked(job, ours)
         while others and landing.rows is not None:
             landing.store()
@@ -173,11 +180,18 @@ class Fetcher:
             rows, ours, others = await self._awaited(job, others, claims, began_s + _LONGEST_WAIT_S)
             _count_coalesced(job, rows)
             job.outcome.forwarded -= len(rows)
+            if claims.alone and not landing.rows:
+                return self._nothing(claims)
             more = await self._asked(job, ours)
             if more.rows is None:
                 return more
             landing = Landing(rows={**landing.rows, **rows, **more.rows}, stores=more.stores)
         return landing
+
+    def _nothing(self, claims: "_Claimed") -> Landing:
+        """Nobody is to wait for what another process could not keep: not even for us."""
+        self._flights.mark(claims.alone)
+        return Landing()
 
     async def _awaited(
         self, job: Job, positions: Sequence[int], claims: "_Claimed", ends_s: float
@@ -193,7 +207,6 @@ class Fetcher:
                 break
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
-        claims.release(job.flight(at) for at in ours if job.keys[at] in usable)
         ours = [at for at in ours if job.keys[at] not in usable]
         others = [at for at in others if job.keys[at] not in usable]
         rows = {key: entry.row for key, entry in usable.items()}
@@ -221,6 +234,8 @@ class _Claimed:
         self._claims = claims
         self._claimable = claimable
         self._held: set[bytes] = set()
+        self.alone: set[bytes] = set()
+        """What everybody is to ask for on its own; ours, but not held."""
 
     async def take(self, job: Job, positions: Sequence[int], *, is_first: bool) -> tuple[list[int], list[int]]:
         """
@@ -234,14 +249,14 @@ class _Claimed:
         entries = [job.keys[at] if is_new and job.keys[at] not in job.unusable else None for at in wanted]
         answers = dict(zip(wanted, await self._claims.take([job.flight(at) for at in wanted], entries), strict=True))
         self._held.update(job.flight(at) for at, claim in answers.items() if claim is Claim.OURS)
-        ours = [at for at in positions if answers.get(at, Claim.OURS) is Claim.OURS]
-        return ours, [at for at in wanted if answers[at] is not Claim.OURS]
+        self.alone.update(job.flight(at) for at, claim in answers.items() if claim is Claim.ALONE)
+        others = [at for at in wanted if answers[at] in (Claim.HELD, Claim.THERE)]
+        return [at for at in positions if at not in others], others
 
-    def release(self, keys: Iterable[bytes] | None = None) -> None:
-        """Give up *keys*, or all."""
-        given_up = self._held & set(keys) if keys is not None else set(self._held)
-        self._held -= given_up
-        self._claims.release(given_up)
+    def release(self) -> None:
+        """Give up all."""
+        held, self._held = self._held, set()
+        self._claims.release(held)
 
 
 async def _landings(own: Trip[Landing] | None, others: Iterable[Trip[Landing]]) -> dict[Trip[Landing], Landing]:

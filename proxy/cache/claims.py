@@ -25,6 +25,8 @@ class Claim(enum.Enum):
     """Another process."""
     THERE = 2
     """Nobody any more: an entry has come since we looked."""
+    ALONE = 3
+    """Everybody for itself: an answer that came lately could not be kept."""
 
 
 class Claims:

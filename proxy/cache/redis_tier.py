@@ -50,7 +50,7 @@ return 1
 """
 
 # KEYS: n claims, n entries. ARGV: owner, lease in ms, n, n times whether to look for the entry.
-# Answers: 1 claimed (or nobody need claim it), 0 held by another, 2 the entry is there.
+# Answers: 1 claimed, 0 held by another, 2 the entry is there, 3 nobody need claim it.
 _CLAIM = """
 local n, answers = tonumber(ARGV[3]), {}
 for i = 1, n do
@@ -60,7 +60,7 @@ for i = 1, n do
     answers[i] = 1
   else
     local holder = redis.call('GET', KEYS[i])
-    answers[i] = (holder == ARGV[1] or holder == '') and 1 or 0
+    answers[i] = holder == ARGV[1] and 1 or holder == '' and 3 or 0
   end
 end
 return answers
@@ -245,7 +245,7 @@ class RedisTier:
         self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
     ) -> list[int] | None:
         """
-        For each of *keys*: 1 claimed, 0 held by another, 2 its entry is there; ``None``: Redis was no help.
+        For each of *keys*: the value of a ``claims.Claim``; ``None``: Redis was no help.
 
         *entries* are the entries' keys, ``None`` where it does not matter whether there is one.
         """

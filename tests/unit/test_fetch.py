@@ -93,6 +93,7 @@ class World:
         self.cancelled = 0
         self.entries: dict[bytes, Entry] = {}
         self.claims: dict[bytes, bytes] = {}
+        self.claimed = 0
         self.redis_works = True
         self.filling: Gate | None = None
         self.mode = Mode.ON
@@ -117,12 +118,16 @@ class World:
     async def claim(
         self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
     ) -> list[int] | None:
+        self.claimed += 1
         if not self.redis_works:
             return None
-        return [
-            2 if entry in self.entries else int(self.claims.setdefault(key, owner) in (owner, b""))
+        held = {key: self.claims.get(key, owner) for key in keys}
+        answers = [
+            2 if entry in self.entries else 3 if held[key] == b"" else int(held[key] == owner)
             for key, entry in zip(keys, entries, strict=True)
         ]
+        self.claims.update((key, owner) for key, answer in zip(keys, answers, strict=True) if answer == 1)
+        return answers
 
     async def release(self, keys: Sequence[bytes], owner: bytes, nobody_ms: int = 0) -> None:
         for key in keys:
@@ -712,6 +717,19 @@ async def test_overlapping_batches_of_two_processes_ask_once_for_each_text():
     await other.settled()
 
 
+async def test_nothing_is_held_while_waiting():
+    world = World()
+    process = Process(world)
+    world.claims[b"b"] = b"another"
+    _, asking = process.ask(b"a", b"b")
+    await wait_until(lambda: process.tiers.reads)
+    assert world.entries.keys() == {b"a"}
+    assert len(process.claims) == 0
+    del world.claims[b"b"]
+    assert vectors(await asking) == true(b"a", b"b")
+    await process.settled()
+
+
 async def test_a_holder_that_fails_leaves_it_to_the_next():
     world = World()
     one, other = Process(world), Process(world)
@@ -798,6 +816,27 @@ async def test_r6d_what_cannot_be_kept_holds_no_other_process_up():
     await other.settled()
 
 
+@pytest.mark.parametrize("uncacheable_s", [10.0, 0.0])
+async def test_r6d_what_another_process_could_not_keep_is_asked_for_side_by_side(uncacheable_s: float):
+    world = World()
+    process = Process(world, uncacheable_s=uncacheable_s)
+    world.claims[b"a"] = b"another"
+    waiting = [process.ask(b"a") for _ in range(10)]
+    await wait_until(lambda: process.tiers.reads)
+    world.claims[b"a"] = b""
+    world.gate.close()
+    await world.gate.wait_arrived(10)  # nobody has had to wait for an answer of this process
+    late, asking = process.ask(b"a", b"b")
+    await world.gate.wait_arrived(11)
+    world.gate.open()
+    for job, task in waiting:
+        assert vectors(await task) == true(b"a")
+        assert (job.outcome.forwarded, job.outcome.coalesced) == (1, 0)
+    assert vectors(await asking) == true(b"a", b"b")
+    assert late.outcome.forwarded == 2
+    await process.settled()
+
+
 async def test_nobody_waits_for_ever_for_a_holder_that_lives():
     world = World()
     process = Process(world)
@@ -826,6 +865,7 @@ async def test_redis_may_die_at_any_time(when: str):
     assert vectors(await asking) == true(b"a")
     if when == "before":
         assert process.tiers.reads == [], "one deadline per request is enough"
+        assert world.claimed == 0
     await process.settled()
 
 
