@@ -180,7 +180,7 @@ class Fetcher:
             rows, ours, others = await self._awaited(job, others, claims, began_s + _LONGEST_WAIT_S)
             _count_coalesced(job, rows)
             job.outcome.forwarded -= len(rows)
-            if claims.alone and not landing.rows:
+            if claims.alone and not landing.rows and not rows:
                 return self._nothing(claims)
             more = await self._asked(job, ours)
             if more.rows is None:

@@ -805,6 +805,7 @@ async def test_r6d_what_cannot_be_kept_holds_no_other_process_up():
     world.answer = lambda _: Reply(b"no", 429)
     await one.ask(b"a")[1]
     await one.settled()
+    assert world.claims == {b"a": b""}, "a mark"
     world.gate.close()
     busy = [one.ask(b"a")[1] for _ in range(3)]
     await world.gate.wait_arrived(4)
@@ -817,15 +818,20 @@ async def test_r6d_what_cannot_be_kept_holds_no_other_process_up():
 
 
 @pytest.mark.parametrize("uncacheable_s", [10.0, 0.0])
-async def test_r6d_what_another_process_could_not_keep_is_asked_for_side_by_side(uncacheable_s: float):
+@pytest.mark.parametrize("is_known_before", [False, True])
+async def test_r6d_what_another_process_could_not_keep_is_asked_for_side_by_side(
+    uncacheable_s: float, is_known_before: bool
+):
     world = World()
     process = Process(world, uncacheable_s=uncacheable_s)
-    world.claims[b"a"] = b"another"
-    waiting = [process.ask(b"a") for _ in range(10)]
-    await wait_until(lambda: process.tiers.reads)
-    world.claims[b"a"] = b""
     world.gate.close()
+    world.claims[b"a"] = b"" if is_known_before else b"another"
+    waiting = [process.ask(b"a") for _ in range(10)]
+    if not is_known_before:
+        await wait_until(lambda: process.tiers.reads)
+        world.claims[b"a"] = b""
     await world.gate.wait_arrived(10)  # nobody has had to wait for an answer of this process
+    assert process.flights.free([b"a"]) == (set() if uncacheable_s else {b"a"})
     late, asking = process.ask(b"a", b"b")
     await world.gate.wait_arrived(11)
     world.gate.open()
