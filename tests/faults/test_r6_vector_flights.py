@@ -38,6 +38,8 @@ class Vendor:
     writes: int = 0
     queries: int = 0
     cancelled: int = 0
+    time_left_s: float = 0.0
+    """What the last gRPC query's deadline left, when it came."""
 
     async def query(self) -> str:
         """The document's id; held at the gate after it was read."""
@@ -66,8 +68,9 @@ class Vendor:
     def service(self, details: Any) -> Any:
         """The same over gRPC: has the form of ``grpc.GenericRpcHandler``."""
 
-        async def handle(_message: bytes, _context: Any) -> bytes:
+        async def handle(_message: bytes, context: Any) -> bytes:
             if details.method.endswith("query_doc"):
+                self.time_left_s = context.time_remaining()
                 return wire.bytes_field(1, b"r") + wire.bytes_field(
                     4, wire.bytes_field(1, (await self.query()).encode())
                 )
@@ -203,6 +206,7 @@ async def test_the_first_ones_deadline_is_not_everybodys(redis_server: RedisServ
     async with over_grpc(redis_server) as rig:
         hurried = asyncio.ensure_future(rig.query(timeout_s=1.5))
         await rig.vendor.gate.wait_arrived()
+        assert rig.vendor.time_left_s > 60
         async with rig.asking(3) as patient:
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await hurried
