@@ -92,3 +92,8 @@ def test_in_absolute_form_the_authority_decides_whatever_host_says():
         chosen("second.test", "http://" + OTHER_CLUSTER + VECTORS)
     with pytest.raises(ClientError):
         chosen("second.test", "http://second.test@elsewhere" + VECTORS)
+
+
+@pytest.mark.parametrize("path", [TEXTS, "/compatible-mode/v1/embeddings", "/api-ws/v1/inference", "/api/v1/anything"])
+def test_one_set_of_headers_for_both_vendors_does_not_lead_texts_astray(path):
+    assert WITH("anything.test", path, (KEY, TOKEN)) == WITHOUT("anything.test", path, (KEY, TOKEN)) == "dashscope"
