@@ -21,7 +21,8 @@ from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, Transport
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
+from proxy.core.purges import NO_MARKS
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
@@ -72,7 +73,10 @@ async def serve_worker(
     _require_c_parser()
     observer = Observer.of(settings)
     journal = Journal.of_worker(settings.data_dir, control.number, control.count)
-    async with built(settings, secret, redis_url, control.modes, observer, ports=ports, journal=journal) as worker:
+    wired = built(
+        settings, secret, redis_url, control.modes, observer, purges=control.purges, ports=ports, journal=journal
+    )
+    async with wired as worker:
         runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
         calls = await _listen_grpc(settings, worker.flow, observer, ports)
         chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
@@ -99,6 +103,7 @@ async def built(
     modes: ModeSource,
     observer: Observing,
     *,
+    purges: PurgeSource = NO_MARKS,
     ports: Sequence[Port] = (),
     journal: Journal | None = None,
     clock: Clock = SYSTEM_CLOCK,
@@ -141,6 +146,7 @@ async def built(
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         tasks=tasks,
         modes=modes,
+        purges=purges,
         secret=keys,
         lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
         jitter=settings.lifetimes.jitter,

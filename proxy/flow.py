@@ -42,7 +42,7 @@ from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
 from proxy.core.plan import Scope as ScopeName
-from proxy.core.ports import SYSTEM_CLOCK, Clock, Lifetime, ModeSource, Routes, TransportOf, UpstreamReply
+from proxy.core.ports import SYSTEM_CLOCK, Clock, Lifetime, ModeSource, PurgeSource, Routes, TransportOf, UpstreamReply
 from proxy.core.relay import relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
@@ -67,6 +67,7 @@ class Flow:
         leases: Leases,
         tasks: Tasks,
         modes: ModeSource,
+        purges: PurgeSource,
         secret: Secret,
         lifetime: Lifetime,
         jitter: float,
@@ -86,6 +87,7 @@ class Flow:
         self._leases = leases
         self._tasks = tasks
         self._modes = modes
+        self._purges = purges
         self._secret = secret
         self._lifetime = lifetime
         self._jitter = jitter
@@ -208,9 +210,10 @@ class Flow:
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
     def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> "_Job":
-        """One key per item: deployment secret, upstream, credential, operation, all fields, and the item itself."""
+        """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
         origin = self._transport_of(request).origin.encode()
-        common = common_digest(self._secret, (origin, plan.operation.encode(), *plan.identity))
+        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
+        common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         keys = tuple(item_key(self._secret, common, item) for item in plan.items)
         outcome.items = len(keys)
         return _Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
