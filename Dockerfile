@@ -15,10 +15,11 @@ COPY --from=build /opt/dashcache /opt/dashcache
 ENV PATH=/opt/dashcache/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     DASHCACHE_DATA_DIR=/var/lib/dashcache \
-    DASHCACHE_HTTP_LISTEN=0.0.0.0:8080
+    DASHCACHE_HTTP_LISTEN=0.0.0.0:8080 \
+    DASHCACHE_GRPC_LISTEN=0.0.0.0:50051
 USER dashcache
 VOLUME /var/lib/dashcache
-EXPOSE 8080
+EXPOSE 8080 50051
 STOPSIGNAL SIGTERM
 # The admin listener stays on the container's loopback; publish it only with a token (DASHCACHE_ADMIN_TOKEN).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["dashcache", "health"]

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from proxy import app
+from proxy.core.listening import Port
 from proxy.core.modes import Mode
 from proxy.core.outcome import Outcome
 from proxy.core.ports import Clock
@@ -37,6 +38,10 @@ class Recorder:
     def redis_failed(self, kind: str) -> None:
         self.failures.append(f"redis {kind}")
 
+    def invalidated(self, told: bool) -> None:
+        if not told:
+            self.failures.append("invalidation not told")
+
     def stored(self, entries: int, failed: int) -> None:
         if failed:
             self.failures.append(f"{failed} of {entries + failed} stores failed")
@@ -52,7 +57,7 @@ async def serving(
     """A worker that serves on a free port until the block ends: its port, its parts, what it observed."""
     recorder = Recorder()
     async with app.built(settings, b"benchmark", redis_url, AlwaysOn(), recorder, clock=clock) as worker:
-        runner = await app.listen(settings, worker.front, ("", "127.0.0.1", 0))
+        runner = await app.listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
         try:
             yield runner.addresses[0][1], worker, recorder
             await worker.tasks.wait_done(5)

@@ -3,40 +3,54 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import http_parser, web
 
 from proxy.cache.codec import Codec
+from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
+from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.cache.tiers import Tiers
+from proxy.cache.voidable import VoidableTier
 from proxy.core.key import Secret
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource
+from proxy.core.listening import Port, Tls, shown
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
+from proxy.core.purges import NO_MARKS
+from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
+from proxy.core.upstream import Upstream
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
 from proxy.server.http import DataServer, Front, RequestObserver
 from proxy.server.intake import Intake
 from proxy.server.websocket import Bridge
-from proxy.settings import Settings
+from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.transport.http import HttpTransport
-from proxy.vendors.errors import error_body
-from proxy.vendors.registry import adapter_for, dashscope_adapters
+from proxy.vendors import dashvector
+from proxy.vendors.choice import Choice
+from proxy.vendors.errors import error_body, error_lines
+from proxy.vendors.registry import Adapters
+
+if TYPE_CHECKING:
+    # Imported where a port or an upstream wants it: the library costs 23 MB in each worker.
+    from proxy.server.grpc import GrpcFront
+    from proxy.transport.grpc import GrpcTransport
+
+# How long Redis may not know that answers are stale after it has come back, if no request asks before.
+_TELL_EVERY_S = 1.0
 
 
 class Observing(RequestObserver, Telemetry, Protocol):
     """Who is told of requests, and of what belongs to none."""
-
-
-Port = tuple[str, str, int]
-"""Upstream name (empty: chosen by Host), host, port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class Worker:
 
     tasks: Tasks
     tiers: Tiers
+    voidable: VoidableTier
     flow: Flow
     front: Front
     bridge: Bridge
@@ -57,16 +72,27 @@ async def serve_worker(
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     _require_c_parser()
     observer = Observer.of(settings)
-    async with built(settings, secret, redis_url, control.modes, observer) as worker:
-        runners = [await listen(settings, worker.front, port) for port in ports]
-        gauge = worker.tasks.start(_report_memory(worker, observer))
+    journal = Journal.of_worker(settings.data_dir, control.number, control.count)
+    wired = built(
+        settings, secret, redis_url, control.modes, observer, purges=control.purges, ports=ports, journal=journal
+    )
+    async with wired as worker:
+        runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
+        calls = await _listen_grpc(settings, worker.flow, observer, ports)
+        chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
         await control.ready()
         await control.wait_drain()
-        gauge.cancel()
+        ends_s = asyncio.get_running_loop().time() + control.drain_s
+        for chore in chores:
+            chore.cancel()
         worker.front.is_draining = True
         await worker.bridge.close()
-        await asyncio.gather(*(runner.cleanup() for runner in runners))
-        await worker.tasks.wait_done(settings.redis.deadline_ms / 1000 + 1)
+        await asyncio.gather(
+            *(runner.cleanup() for runner in runners), *(front.stop(control.drain_s) for front in calls)
+        )
+        # What nobody waits for any more: stores, and writes whose clients have gone.
+        left_s = ends_s - asyncio.get_running_loop().time()
+        await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
 
 
 @contextlib.asynccontextmanager
@@ -77,49 +103,59 @@ async def built(
     modes: ModeSource,
     observer: Observing,
     *,
+    purges: PurgeSource = NO_MARKS,
+    ports: Sequence[Port] = (),
+    journal: Journal | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[Worker]:
     """A worker's parts, wired; closed at the end."""
     tasks = Tasks(observer.background_failed)
+    journal = journal or Journal(None)
+    guard = _guard(settings, tasks, observer, clock)
+    redis = _redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None
     keys = Secret.derive(secret)
-    guard = Guard(
-        fail_max=settings.breaker.fail_max,
-        reset_s=settings.breaker.reset_s,
-        deadline_s=settings.redis.deadline_ms / 1000,
-        failures=FAILURES,
-        tasks=tasks,
-        on_change=observer.breaker_changed,
-        on_failure=lambda error: observer.redis_failed(failure_kind(error)),
-        monotonic=clock.monotonic,
-    )
+    codec = Codec(keys, settings.limits.max_entry_bytes)
     tiers = Tiers(
         MemoryTier(settings.memory.max_bytes, settings.memory.max_age_s, clock.monotonic),
-        _redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None,
-        Codec(keys, settings.limits.max_entry_bytes),
+        redis,
+        codec,
         tasks,
         observer,
         max_pending_stores=settings.redis.max_pending_stores,
         wall=clock.wall,
     )
-    transports = {upstream.name: _transport(settings, upstream.origin) for upstream in settings.all_upstreams()}
-    adapters = dashscope_adapters(
-        frozenset(name.lower().encode("ascii") for name in settings.identity.ignore_headers),
-        {model: rule.batch_cap for model, rule in settings.models.items() if rule.batch_cap},
+    voidable = VoidableTier(
+        redis,
+        codec,
+        Generations(journal, clock.wall),
+        tasks,
+        observer,
+        settle_s=settings.vector.settle_s,
+        is_strict=settings.vector.strict_writes,
+        max_pending_stores=settings.redis.max_pending_stores,
     )
+    upstreams = settings.all_upstreams()
+    over_http = {upstream.name: _transport(settings, upstream.origin) for upstream in upstreams}
+    over_grpc = _grpc_transports(settings, upstreams, ports)
     flow = Flow(
-        routes=lambda method, path: adapter_for(adapters, method, path),
-        transports=transports,
+        routes=_adapters(settings, upstreams),
+        transport_of=lambda request: _way(request, over_http, over_grpc),
+        endpoints={upstream.name: upstream.host for upstream in upstreams},
         tiers=tiers,
+        voidable=voidable,
+        leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
+        tasks=tasks,
         modes=modes,
+        purges=purges,
         secret=keys,
-        lifetime=lambda _operation, model: _lifetime_s(settings, model),
+        lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
         jitter=settings.lifetimes.jitter,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),
         clock=clock,
     )
-    bridge = Bridge(transports)
+    bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
     front = Front(
         flow=flow,
         bridge=bridge,
@@ -129,11 +165,12 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, flow, front, bridge, guard)
+        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard)
     finally:
         await tiers.close()
-        for transport in transports.values():
-            await transport.close()
+        await asyncio.gather(*(transport.close() for transport in over_http.values()))
+        await asyncio.gather(*(transport.close() for transport in over_grpc.values()))
+        journal.close()
 
 
 def _require_c_parser() -> None:
@@ -170,45 +207,135 @@ def _transport(settings: Settings, origin: str) -> HttpTransport:
     )
 
 
-def _lifetime_s(settings: Settings, model: str) -> float:
-    rule = settings.models.get(model)
-    return rule.ttl_s if rule is not None and rule.ttl_s is not None else settings.lifetimes.embedding_s
+def _guard(settings: Settings, tasks: Tasks, observer: Observing, clock: Clock) -> Guard:
+    return Guard(
+        fail_max=settings.breaker.fail_max,
+        reset_s=settings.breaker.reset_s,
+        deadline_s=settings.redis.deadline_ms / 1000,
+        failures=FAILURES,
+        tasks=tasks,
+        on_change=observer.breaker_changed,
+        on_failure=lambda error: observer.redis_failed(failure_kind(error)),
+        monotonic=clock.monotonic,
+    )
+
+
+def _adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
+    return Adapters(
+        {upstream.name: upstream.vendor for upstream in upstreams},
+        ignored_headers=frozenset(name.lower().encode("ascii") for name in settings.identity.ignore_headers),
+        batch_caps={model: rule.batch_cap for model, rule in settings.models.items() if rule.batch_cap},
+        overfetch_topk=settings.vector.overfetch_topk,
+    )
+
+
+def _grpc_transports(
+    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port]
+) -> "dict[str, GrpcTransport]":
+    """For the upstreams that a gRPC port leads to."""
+    wanted = {port.upstream for port in ports if port.protocol in ("grpc", "grpcs")}
+    if not wanted:
+        return {}
+    from proxy.transport.grpc import GrpcTransport  # noqa: PLC0415
+
+    limits = settings.upstream
+    return {
+        upstream.name: GrpcTransport(
+            shown(upstream.grpc.host, upstream.grpc.port),
+            secure=upstream.grpc.scheme == "https",
+            max_inflight=limits.max_inflight,
+            connect_timeout_s=limits.connect_timeout_s,
+            read_timeout_s=limits.read_timeout_s,
+        )
+        for upstream in upstreams
+        if upstream.name in wanted and upstream.grpc is not None
+    }
+
+
+def _way(request: Request, over_http: Mapping[str, Transport], over_grpc: Mapping[str, Transport]) -> Transport:
+    return (over_grpc if request.is_grpc else over_http)[request.upstream]
+
+
+def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
+    lifetimes, rule = settings.lifetimes, settings.models.get(model)
+    if rule is not None and rule.ttl_s is not None:
+        return rule.ttl_s
+    by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
+    return by_operation.get(operation, lifetimes.embedding_s)
 
 
 async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:
-    """One data port, shared with the other workers: the kernel spreads connections over all that listen."""
-    upstream, host, number = port
+    """One HTTP data port, shared with the other workers: the kernel spreads connections over all that listen."""
     server = DataServer(
         front,
-        _intake(settings, upstream, host, number),
+        _intake(settings, port),
         header_bytes=settings.limits.header_bytes,
         header_lines=settings.limits.header_lines,
         keepalive_s=settings.limits.keepalive_s,
     )
     runner = web.ServerRunner(server, shutdown_timeout=settings.limits.drain_s)
     await runner.setup()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, number))
-    await web.SockSite(runner, listener, backlog=1024).start()
+    listener.bind((port.host, port.number))
+    context = _ssl_context(settings) if port.protocol == "https" else None
+    await web.SockSite(runner, listener, backlog=1024, ssl_context=context).start()
     return runner
 
 
-def _intake(settings: Settings, upstream: str, host: str, number: int) -> Intake:
+async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, ports: Sequence[Port]) -> "list[GrpcFront]":
+    """What answers on the gRPC ports; nothing if there are none."""
+    wanted = [port for port in ports if port.protocol in ("grpc", "grpcs")]
+    if not wanted:
+        return []
+    from proxy.server.grpc import GrpcFront  # noqa: PLC0415
+
+    front = GrpcFront(flow=flow, observer=observer, error_lines=error_lines)
+    for port in wanted:
+        await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
+    return [front]
+
+
+def _tls(settings: Settings) -> Tls:
+    """The certificate; the settings are refused if a port wants one and there is none."""
+    certificate, key = settings.listen.certificate, settings.listen.key
+    if certificate is None or key is None:
+        raise RuntimeError("a TLS port without a certificate")
+    return Tls(certificate, key)
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    tls = _tls(settings)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls.certificate, tls.key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _intake(settings: Settings, port: Port) -> Intake:
     upstreams = settings.all_upstreams()
-    names = {name.lower() for rule in upstreams for name in rule.hosts}
-    own = {host, "localhost", *names}
+    names = {name: upstream.name for upstream in upstreams for name in upstream.hosts}
+    own = {port.host, "localhost", *names}
+    has_vectors = settings.dashvector_url is not None
+    choice = Choice(names, DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM if has_vectors else None)
     return Intake(
-        default_upstream=upstream or "dashscope",
-        upstream_of_host={} if upstream else {name.lower(): rule.name for rule in upstreams for name in rule.hosts},
-        own_names=frozenset(own | {f"{name}:{number}" for name in own}),
+        upstream_of=(lambda *_: port.upstream) if port.upstream else choice,
+        own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
     )
 
 
-async def _report_memory(worker: Worker, observer: Observer) -> None:
+async def _report(worker: Worker, observer: Observer) -> None:
     """Once a second, what no single request could tell."""
     while True:
         observer.memory(worker.tiers.memory.entries, worker.tiers.memory.bytes)
+        observer.pending(worker.voidable.pending)
         await asyncio.sleep(1)
+
+
+async def _tell(worker: Worker) -> None:
+    """Tell Redis what it could not be told at the time, also if nobody asks any more."""
+    while True:
+        await worker.voidable.tell()
+        await asyncio.sleep(_TELL_EVERY_S)

@@ -4,6 +4,7 @@ The command line: run the proxy, and operate a running one through its admin API
 Imports little at the top: a switch should not wait for half the proxy to load.
 """
 
+import functools
 import json
 import os
 import re
@@ -11,12 +12,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from proxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from proxy.ops.settle_report import Report
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,20 +29,20 @@ EXIT_UNHEALTHY = 1
 EXIT_MISTAKES = 2
 
 _ADMIN_TIMEOUT_S = 5.0
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  never listened on, only asked
 
 
 class Duration(click.ParamType[float]):
-    """``30s``, ``10m``, ``2h``, ``1d``; in seconds."""
+    """``10ms``, ``30s``, ``10m``, ``2h``, ``1d``; in seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         """Called by click."""
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smhd])", str(value).strip())
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)(ms|[smhd])", str(value).strip())
         if match is None or float(match[1]) == 0:
-            self.fail(f"{value!r} is not a duration; allowed: 30s, 10m, 2h, 1d", param, ctx)
+            self.fail(f"{value!r} is not a duration; allowed: 30s, 10m, 2h, 1d, 10ms", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -72,7 +77,8 @@ def worker() -> None:
 @main.command()
 def check() -> None:
     """Show the effective settings and where each comes from, or every mistake in them (status 2)."""
-    from proxy.settings_source import explain, load_with_sources  # noqa: PLC0415
+    from proxy.settings_explain import explain  # noqa: PLC0415
+    from proxy.settings_source import load_with_sources  # noqa: PLC0415
 
     try:
         loaded = load_with_sources(os.environ)
@@ -121,6 +127,33 @@ def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
 
 
 @main.command()
+@click.option("--all", "everything", is_flag=True, help="Everything, of every upstream.")
+@click.option("--upstream", help="Only of this upstream, by name.")
+@click.option("--operation", help="Only of this operation.")
+@click.option("--model", help="Only of this model, as it is asked for.")
+@click.option("--collection", help="Only of this DashVector collection.")
+@click.option("--yes", is_flag=True, help="Do not ask before purging everything.")
+@admin_options
+def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None) -> None:
+    """
+    Let nothing that was cached until now be answered again: all of it, or what all the given options apply to.
+
+    What is being fetched just now is not answered again either. One request alone is renewed by sending it with
+    Cache-Control: no-cache.
+    """
+    named = {kind: name for kind, name in scope.items() if name is not None}
+    if everything == bool(named):
+        raise click.UsageError("say either --all, or what: --upstream, --operation, --model, --collection")
+    if everything and not yes:
+        click.confirm("Everything will be asked, and paid for, anew. Purge it all?", abort=True)
+    _, document = _ask(admin, "POST", "/v1/purge", {"all": True} if everything else named)
+    shown = "everything" if everything else ", ".join(f"{kind} {name}" for kind, name in document["scope"].items())
+    click.echo(f"purged {shown}: confirmed by {document['confirmed']} of {document['workers']} workers")
+    click.echo(f"token {document['token']}")
+    _warn_of_what_is_left(document)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
 @admin_options
 def stats(*, as_json: bool, admin: str | None) -> None:
@@ -141,6 +174,87 @@ def health(admin: str | None) -> None:
         sys.exit(EXIT_UNHEALTHY)
 
 
+def _in_a_folder(_context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuses at once what could not be written after minutes of measuring."""
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.parent}", param=parameter)
+    return path
+
+
+def probe_options(command: Command) -> Command:
+    """Where to measure, how thoroughly, and where the figures go."""
+    file = click.Path(dir_okay=False, path_type=Path)
+    for option in (
+        click.option("--metrics-file", type=file, callback=_in_a_folder, help="Also for node_exporter: DIR/NAME.prom."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option("--interval", type=Duration(), default="10ms", show_default=True, help="Pause between two polls."),
+        click.option("--timeout", type=Duration(), default="30s", show_default=True, help="For a whole round."),
+        click.option(
+            "--sightings", type=click.IntRange(1, 100), default=3, show_default=True, help="So many in a row."
+        ),
+        click.option("--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, help="So many writes."),
+        click.option("--collection", metavar="NAME", required=True, help="An existing one, best an empty one."),
+        click.option("--url", help="The vendor: https://host. By default dashvector_url of the settings."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("settle-probe")
+@probe_options
+def settle_probe(*, as_json: bool, metrics_file: Path | None, **options: Any) -> None:  # noqa: ANN401  click's own
+    """
+    Measure how long DashVector takes to show a write that it has acknowledged.
+
+    That is what vector.settle_s must cover. Each round writes a document, polls fetch and query until both show it,
+    deletes it, and polls until neither does. Replicas may learn of a write one after the other: so a change counts once
+    it was seen several times in a row, and the time is that of the first answer after the last old one.
+
+    Recommended is twice the longest time of all rounds, as a few rounds do not meet the slowest moment, and never less
+    than 0.1 s; rounded up to tenths below 1 s, to halves below 10 s, to whole seconds above.
+
+    The API key comes from DASHVECTOR_API_KEY. Only documents named dashcache-probe-... are written; they are deleted,
+    also after Ctrl-C. The vendor may bill the calls, and may limit their rate: a longer --interval means fewer.
+
+    Status 0: measured, with a warning when the configured vector.settle_s is shorter. 1: could not be measured.
+    2: mistakes in use or in the settings.
+    """
+    from proxy.ops import settle_report  # noqa: PLC0415
+
+    outcome = _measured(**options)
+    click.echo(settle_report.as_json(outcome) if as_json else settle_report.table(outcome))
+    for warning in settle_report.warnings(outcome):
+        click.echo(f"warning: {warning}", err=True)
+    if metrics_file is not None:
+        try:
+            settle_report.write_metrics(outcome, metrics_file)
+        except OSError as error:
+            _fail(f"{metrics_file}: {error.strerror}")
+
+
+def _measured(
+    *, url: str | None, collection: str, rounds: int, sightings: int, timeout: float, interval: float
+) -> "Report":
+    from proxy.ops.settle_probe import Plan, ProbeError  # noqa: PLC0415
+    from proxy.ops.settle_report import report  # noqa: PLC0415
+    from proxy.ops.settle_vendor import checked_target, measure  # noqa: PLC0415
+    from proxy.settings_source import load  # noqa: PLC0415
+
+    try:
+        settings = load(os.environ)
+        target = checked_target(url or settings.dashvector_url, collection, os.environ)
+    except ConfigError as error:
+        _fail_with_mistakes(error)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    plan = Plan(rounds, sightings, timeout, interval)
+    try:
+        samples = measure(target, plan, functools.partial(click.echo, err=True))
+    except ProbeError as error:
+        _fail(str(error))
+    return report(target.url, collection, plan, samples, settings.vector.settle_s)
+
+
 def _set_mode(name: str, *, for_s: float | None, operation: str, upstream: str, reason: str, admin: str | None) -> None:
     order: dict[str, Any] = {"mode": name, "operation": operation, "upstream": upstream, "reason": reason}
     if for_s is not None:
@@ -148,13 +262,18 @@ def _set_mode(name: str, *, for_s: float | None, operation: str, upstream: str, 
     _, document = _ask(admin, "PUT", "/v1/mode", order)
     workers = document["workers"]
     click.echo(f"{name}: confirmed by {workers['confirmed']} of {workers['serving']} workers")
+    _warn_of_what_is_left(document)
+    for upstream_name, operations in document["effective"].items():
+        for operation_name, effective in operations.items():
+            click.echo(f"  {upstream_name} {operation_name}: {effective}")
+
+
+def _warn_of_what_is_left(document: dict[str, Any]) -> None:
+    """Say so if an order has not come everywhere yet."""
     if document["replicas"] == "pending":
         click.echo("other replicas: not yet, Redis cannot be reached; they are told when it is back", err=True)
     if not document["persisted"]:
         click.echo("not written to the data folder: a restart will forget it", err=True)
-    for upstream_name, operations in document["effective"].items():
-        for operation_name, effective in operations.items():
-            click.echo(f"  {upstream_name} {operation_name}: {effective}")
 
 
 def _ask(
@@ -209,8 +328,8 @@ def _admin(admin: str | None) -> tuple[str, str]:
             _fail("--admin: must be http://host:port")
         # Other settings may be wrong or elsewhere: all that is needed then is the token.
         return f"{parts.scheme}://{parts.netloc}", os.environ.get("DASHCACHE_ADMIN_TOKEN", "").strip()
-    from proxy.settings import split_address  # noqa: PLC0415
     from proxy.settings_source import load  # noqa: PLC0415
+    from proxy.settings_types import split_address  # noqa: PLC0415
 
     try:
         listen = load(os.environ).listen

@@ -28,6 +28,8 @@ class ErrorCode(enum.StrEnum):
     UPSTREAM_TIMEOUT = "UpstreamTimeout"
     UPSTREAM_PROTOCOL = "UpstreamProtocolError"
     UPSTREAM_BUSY = "UpstreamBusy"
+    NOT_INVALIDATED = "NotInvalidated"
+    UNKNOWN_UPSTREAM = "UnknownUpstream"
     INTERNAL = "ProxyError"
 
 

@@ -1,13 +1,18 @@
 """
-The life of one request. Read from the top: ``Flow.answer`` decides, ``_read`` looks up, ``_fetch`` asks for the rest.
+The life of one request.
+
+Read from the top: ``Flow.answer`` decides, ``_read`` looks up, ``_fetch`` asks for the rest, ``_write`` forwards what
+changes something.
 
 ::
 
     route known? --no--> forward untouched, streaming both ways
         | yes
-    headers and mode allow a key? --no--> the same, with the reason on the outcome
+    could it change anything? --yes--> make stale what hangs on it, forward once, make it stale again, answer
+        | no
+    headers and mode allow a key? --no--> forward untouched, with the reason on the outcome
         | yes
-    body read, planned into items (one per text) --ambiguous, too large--> the same
+    body read, planned into items (one per text, one per query) --ambiguous, too large--> the same
         |
     memory tier, then one Redis round trip for all items together
         |                                        |
@@ -15,38 +20,54 @@ The life of one request. Read from the top: ``Flow.answer`` decides, ``_read`` l
                                                  |
                                      judge, split, join with what was there, answer, then store
 
-Redis can be gone at any point: what it would have said is a miss. The upstream's errors go to the client as they are.
+What a write can make stale is read and kept under tokens (``cache.generations``) and never in memory. Redis can be gone
+at any point: what it would have said is a miss. The upstream's errors go to the client as they are.
 """
 
+import asyncio
 import dataclasses
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from proxy.cache.leases import Leases
+from proxy.cache.redis_tier import Tokens
 from proxy.cache.tiers import Found, Tiers
+from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.answer import Answer, Body, Stream
 from proxy.core.coding import decoded, narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, directives, jittered_ms
-from proxy.core.judge import refusal
-from proxy.core.key import Secret, common_digest, item_key
+from proxy.core.key import Secret, common_digest, item_key, prefixed
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
-from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal
-from proxy.core.ports import SYSTEM_CLOCK, Clock, Lifetime, ModeSource, Routes, Transport, UpstreamReply
+from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
+from proxy.core.plan import Scope as ScopeName
+from proxy.core.ports import SYSTEM_CLOCK, Clock, Lifetime, ModeSource, PurgeSource, Routes, TransportOf, UpstreamReply
+from proxy.core.relay import relayed, start_of
 from proxy.core.request import Request
-from proxy.errors import ClientError, ErrorCode, UpstreamError
+from proxy.core.tasks import Tasks
+from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 
 
 class Flow:
-    """Answers requests from the tiers and the upstreams; one instance per worker."""
+    """
+    Answers requests from the tiers and the upstreams; one instance per worker.
+
+    *endpoints* names what each upstream is, whatever protocol leads to it: what a write makes stale hangs on that name.
+    """
 
     def __init__(
         self,
         *,
         routes: Routes,
-        transports: Mapping[str, Transport],
+        transport_of: TransportOf,
+        endpoints: Mapping[str, str],
         tiers: Tiers,
+        voidable: VoidableTier,
+        leases: Leases,
+        tasks: Tasks,
         modes: ModeSource,
+        purges: PurgeSource,
         secret: Secret,
         lifetime: Lifetime,
         jitter: float,
@@ -57,9 +78,16 @@ class Flow:
         random_unit: Callable[[], float] = random.random,
     ) -> None:
         self._routes = routes
-        self._transports = transports
+        self._transport_of = transport_of
+        self._endpoints = {
+            upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
+        }
         self._tiers = tiers
+        self._voidable = voidable
+        self._leases = leases
+        self._tasks = tasks
         self._modes = modes
+        self._purges = purges
         self._secret = secret
         self._lifetime = lifetime
         self._jitter = jitter
@@ -77,11 +105,15 @@ class Flow:
             ClientError: the request cannot be served as it is.
             UpstreamError: no answer could be had.
         """
-        adapter = self._routes(request.method, request.path)
+        adapter = self._routes(request.upstream, request.method, request.path)
         if adapter is None:
             return await self._forward(request, body, outcome)
-        outcome.operation, outcome.state = adapter.operation, CacheState.BYPASS
-        mode = self._modes.mode(request.upstream, adapter.operation)
+        outcome.operation = adapter.operation_of(request.method, request.path)
+        write = adapter.write_of(request.method, request.path, request.headers)
+        if write is not None:
+            return await self._write(request, body, outcome, write)
+        outcome.state = CacheState.BYPASS
+        mode = self._modes.mode(request.upstream, outcome.operation)
         wishes = directives(request)
         reason = _reason_to_pass(adapter, request, mode, wishes)
         if reason is not None:
@@ -93,7 +125,9 @@ class Flow:
         plan = adapter.plan(request)
         if isinstance(plan, Pass):
             return await self._forward(request, body, outcome, plan.reason)
-        return await self._read(_Job(request, plan, wishes, outcome, self._keys(request, plan)), mode)
+        if mode is Mode.SHADOW:
+            return await self._shadow(self._job(request, plan.plain or plan, wishes, outcome))
+        return await self._read(self._job(request, plan, wishes, outcome))
 
     # --- straight through ---------------------------------------------------------------------------------------------
 
@@ -110,37 +144,93 @@ class Flow:
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
             reply = await self._send(untouched, outcome, body)
-        return Answer(reply.status, reply.reason, reply.headers, reply, reply.length)
+        return relayed(reply, reply)
 
     async def _send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
         """Ask the upstream; its status and its time go onto the outcome."""
         started_s = self._clock.monotonic()
         outcome.upstream_calls += 1
         try:
-            reply = await self._transports[request.upstream].send(request, body)
+            reply = await self._transport_of(request).send(request, body)
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status
         return reply
 
+    # --- what changes something ---------------------------------------------------------------------------------------
+
+    async def _write(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer:
+        """Forward *write* once, as one unit with what it makes stale: a client that leaves cuts neither."""
+        outcome.state = CacheState.WRITE
+        unit = self._tasks.start(self._written(request, body, outcome, write), is_awaited=True)
+        try:
+            ended: Answer | ProxyError = await asyncio.shield(unit)
+        except asyncio.CancelledError:
+            unit.add_done_callback(_let_go)
+            raise
+        if isinstance(ended, ProxyError):
+            raise ended
+        return ended
+
+    async def _written(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer | ProxyError:
+        """The unit. Our errors are returned, as an exception of a task that nobody awaits any more would be lost."""
+        scopes, owner = self._scopes(request, write.scopes), self._owner(request, write.credential)
+
+        async def forward() -> tuple[Answer, Verdict]:
+            reply = await self._send(dataclasses.replace(request, body=None), outcome, body)
+            text, rest = await start_of(reply, self._max_answer_bytes)
+            return relayed(reply, text if rest is None else rest), self._verdict(write, reply, text)
+
+        try:
+            answer, verdict = await self._voidable.writing(
+                scopes,
+                forward,
+                # A stranger's write must not void what others use before the upstream has said what it thinks of it.
+                announce=self._leases.has(owner),
+                counts=lambda ended: ended[1] is not Verdict.REFUSED,
+            )
+        except NotTold:
+            return UpstreamError(ErrorCode.NOT_INVALIDATED, "cached answers cannot be made stale just now", 503)
+        except ProxyError as error:
+            return error
+        finally:
+            outcome.redis_ok = not self._voidable.is_pending(scopes)
+        if verdict is Verdict.DONE:
+            self._leases.note(owner)
+        return answer
+
+    def _verdict(self, write: Write, reply: UpstreamReply, text: bytes) -> Verdict:
+        grpc_code = reply.grpc_status.code if reply.grpc_status is not None else None
+        try:
+            content = decoded(text, _values(reply, b"content-encoding"), self._max_answer_bytes)
+        except NotStorable:
+            content = b""
+        return write.verdict(reply.status, grpc_code, content)
+
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    def _keys(self, request: Request, plan: Read) -> tuple[bytes, ...]:
-        """One key per item: deployment secret, upstream, credential, operation, all fields, and the item itself."""
-        origin = self._transports[request.upstream].origin.encode()
-        common = common_digest(self._secret, (origin, plan.operation.encode(), *plan.identity))
-        return tuple(item_key(self._secret, common, item) for item in plan.items)
+    def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> "_Job":
+        """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
+        origin = self._transport_of(request).origin.encode()
+        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
+        common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
+        keys = tuple(item_key(self._secret, common, item) for item in plan.items)
+        outcome.items = len(keys)
+        return _Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
 
-    async def _read(self, job: "_Job", mode: Mode) -> Answer:
+    def _scopes(self, request: Request, names: Sequence[ScopeName]) -> tuple[bytes, ...]:
+        """Scopes as Redis may see them: shared by protocols, credentials and replicas, and telling no name."""
+        endpoint = self._endpoints[request.upstream]
+        return tuple(item_key(self._secret, endpoint, prefixed(part.encode() for part in name)) for name in names)
+
+    def _owner(self, request: Request, credential: bytes) -> bytes:
+        return item_key(self._secret, self._endpoints[request.upstream], prefixed((b"credential", credential)))
+
+    async def _read(self, job: "_Job") -> Answer:
         """Look all items up at once; answer from what is there, or fetch what is missing."""
         outcome = job.outcome
-        outcome.items = len(job.keys)
-        found = Found() if job.wishes.no_cache else await self._tiers.read(job.keys)
-        outcome.redis_ms, outcome.redis_ok = found.redis_s * 1000, found.redis_ok
         now_unix_ms = self._now_unix_ms()
-        usable = {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
-        if mode is Mode.SHADOW:
-            return await self._shadowed(job, usable)
+        found, usable = await self._look_up(job, now_unix_ms)
         _count_hits(outcome, job.keys, usable, found.from_memory, now_unix_ms)
         missing = [at for key, at in job.first_positions.items() if key not in usable]
         if not missing:
@@ -150,6 +240,16 @@ class Flow:
             raise ClientError(ErrorCode.NOT_IN_CACHE, "not in the cache, and the request forbids to ask for it", 504)
         outcome.state = CacheState.PARTIAL if outcome.hits else CacheState.MISS
         return await self._fetch(job, usable, missing)
+
+    async def _look_up(self, job: "_Job", now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
+        """What the tiers hold, and what of it may be served."""
+        if job.scopes:
+            found = await self._voidable.read(job.keys, job.scopes)
+            job.tokens, job.is_held = found.tokens, found.is_held
+        else:
+            found = await self._tiers.read(job.keys)
+        job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok
+        return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
 
     def _joined(self, job: "_Job", rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
@@ -166,33 +266,32 @@ class Flow:
     # --- from the upstream --------------------------------------------------------------------------------------------
 
     async def _fetch(self, job: "_Job", usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
-        """One request for the items at positions *missing*; its answer as it is when those were all, else joined."""
-        outcome = job.outcome
+        """One request for the items at positions *missing*; its answer goes on as it is if that is what was asked."""
+        outcome, is_plain = job.outcome, job.plan.plain is None
         outcome.forwarded = len(missing)
+        is_whole = is_plain and len(missing) == len(job.keys)
         reply = await self._send_read(job, job.plan.narrowed(missing))
         text, rows = await self._judged(job, reply, missing)
         if rows is None:
-            _count_no_hits(outcome)  # the answer will be the upstream's alone
-            if len(missing) == len(job.keys) or outcome.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR):
-                return _relayed(reply, text)
-            # What the cache holds cannot be completed by an answer that is not right: ask for the whole.
+            outcome.forget_hits()  # the answer will be the upstream's alone
+            if is_whole or (is_plain and outcome.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
+                return relayed(reply, text)
+            # What the client wants cannot be made of an answer that is not right: ask just as it did.
             reply.close()
             outcome.forwarded = len(job.keys)
             whole = await self._send_read(job, job.request.body or b"")
-            return _relayed(whole, whole)
+            return relayed(whole, whole)
         fresh = self._entries(job, missing, rows)
-        outcome.stored = True
-        if len(missing) == len(job.keys):
-            answer = _relayed(reply, text)
+        if is_whole:
+            answer = relayed(reply, text)
         else:
             kept = {key: entry.row for key, entry in usable.items()}
             answer = self._joined(job, kept | {key: entry.row for key, entry in fresh.items()}, usable)
-        answer.after = lambda: self._store(job, fresh)
-        return answer
+        return self._storing(job, fresh, answer)
 
     async def _send_read(self, job: "_Job", content: bytes) -> UpstreamReply:
         """Send a request that changes nothing upstream, once more if a kept connection closed under it."""
-        request = dataclasses.replace(job.request, headers=narrowed_codings(job.request), body=content)
+        request = dataclasses.replace(job.request, headers=narrowed_codings(job.request), body=content or None)
         try:
             return await self._send(request, job.outcome)
         except UpstreamError as error:
@@ -204,14 +303,14 @@ class Flow:
         self, job: "_Job", reply: UpstreamReply, positions: Sequence[int]
     ) -> tuple[bytes | Stream, tuple[Row, ...] | None]:
         """The body, read or not, to pass on as it came; and its rows, if the answer is complete and right."""
-        objection = refusal(reply.status, reply.headers)
+        objection = job.plan.refusal(reply.status, reply.headers)
         if objection is not None:
             job.outcome.detail = objection
             return reply, None
-        text, is_whole = await reply.read(self._max_answer_bytes)
-        if not is_whole:
+        text, rest = await start_of(reply, self._max_answer_bytes)
+        if rest is not None:
             job.outcome.detail = Refusal.TOO_LARGE
-            return _Resumed(text, reply), None
+            return rest, None
         try:
             content = decoded(text, _values(reply, b"content-encoding"), self._max_answer_bytes)
             return text, job.plan.split(content, positions)
@@ -220,53 +319,72 @@ class Flow:
             return text, None
 
     def _entries(self, job: "_Job", positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
+        """*rows* to be kept; they are proof that the upstream has accepted the credential."""
+        self._leases.note(self._owner(job.request, job.plan.credential))
         ttl_s = self._lifetime(job.plan.operation, job.plan.model)
         now_unix_ms = self._now_unix_ms()
+        generation = b"".join(job.tokens or ())
         return {
-            job.keys[at]: Entry(row, now_unix_ms, jittered_ms(ttl_s, self._jitter, self._random_unit()))
+            job.keys[at]: Entry(row, now_unix_ms, jittered_ms(ttl_s, self._jitter, self._random_unit()), generation)
             for at, row in zip(positions, rows, strict=True)
         }
 
-    def _store(self, job: "_Job", entries: Mapping[bytes, Entry]) -> None:
-        """Keep *entries*, unless somebody switched to bypass while they were on their way."""
-        if self._modes.mode(job.request.upstream, job.plan.operation) is not Mode.BYPASS:
-            self._tiers.fill(entries)
+    def _storing(self, job: "_Job", entries: Mapping[bytes, Entry], answer: Answer) -> Answer:
+        """*answer*, after which *entries* are kept, unless a write or a switch to bypass came meanwhile."""
+        if job.is_held:
+            job.outcome.detail = job.outcome.detail or Refusal.SETTLING
+        if job.scopes and job.tokens is None:
+            return answer
+        job.outcome.stored = True
+
+        def store() -> None:
+            if self._modes.mode(job.request.upstream, job.plan.operation) is Mode.BYPASS:
+                return
+            if job.scopes:
+                self._voidable.fill(entries, job.scopes, job.tokens)
+            else:
+                self._tiers.fill(entries)
+
+        answer.after = store
+        return answer
 
     # --- shadow -------------------------------------------------------------------------------------------------------
 
-    async def _shadowed(self, job: "_Job", usable: Mapping[bytes, Entry]) -> Answer:
+    async def _shadow(self, job: "_Job") -> Answer:
         """Forward the request as it is, count what the cache would have said, keep what came."""
         outcome = job.outcome
-        outcome.detail = PassReason.SHADOW
+        _, usable = await self._look_up(job, self._now_unix_ms())
         outcome.forwarded = len(job.first_positions)
         outcome.shadow_hits = sum(key in usable for key in job.keys)
         positions = range(len(job.keys))
         reply = await self._send_read(job, job.request.body or b"")
         text, rows = await self._judged(job, reply, positions)
-        answer = _relayed(reply, text)
-        if rows is not None:
-            fresh = self._entries(job, positions, rows)
-            outcome.detail = PassReason.SHADOW
-            outcome.stored = True
-            outcome.shadow_mismatches = sum(
-                usable[key].row.vector != entry.row.vector for key, entry in fresh.items() if key in usable
-            )
-            answer.after = lambda: self._store(job, fresh)
-        return answer
+        answer = relayed(reply, text)
+        outcome.detail = outcome.detail or PassReason.SHADOW
+        if rows is None:
+            return answer
+        fresh = self._entries(job, positions, rows)
+        outcome.shadow_mismatches = sum(
+            usable[key].row.differs(entry.row) for key, entry in fresh.items() if key in usable
+        )
+        return self._storing(job, fresh, answer)
 
     def _now_unix_ms(self) -> int:
         return int(self._clock.wall() * 1000)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Job:
-    """A planned request on its way, with its keys in the client's order."""
+    """A planned read on its way, with its keys in the client's order."""
 
     request: Request
     plan: Read
     wishes: Directives
     outcome: Outcome
     keys: tuple[bytes, ...]
+    scopes: tuple[bytes, ...]
+    tokens: Tokens | None = None
+    is_held: bool = False
 
     @property
     def first_positions(self) -> dict[bytes, int]:
@@ -277,28 +395,10 @@ class _Job:
         return positions
 
 
-class _Resumed:
-    """A body of which some was read already; implements ``core.answer.Stream``."""
-
-    def __init__(self, start: bytes, reply: UpstreamReply) -> None:
-        self._start = start
-        self._reply = reply
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """What was read, then what still comes."""
-        yield self._start
-        async for piece in self._reply:
-            yield piece
-
-    def close(self) -> None:
-        """Let go of the upstream."""
-        self._reply.close()
-
-
-def _relayed(reply: UpstreamReply, body: bytes | Stream) -> Answer:
-    """The upstream's answer as it is; *body* is its body, read already or not."""
-    length = reply.length if not isinstance(body, bytes) else len(body)
-    return Answer(reply.status, reply.reason, reply.headers, body, length)
+def _let_go(unit: "asyncio.Task[Answer | ProxyError]") -> None:
+    """Of the answer to a write whose client has gone."""
+    if not unit.cancelled() and unit.exception() is None and isinstance(answer := unit.result(), Answer):
+        answer.close()
 
 
 def _reason_to_pass(adapter: Adapter, request: Request, mode: Mode, wishes: Directives) -> PassReason | None:
@@ -318,12 +418,6 @@ def _count_hits(
     if usable:
         outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in usable.values()) // 1000
         outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in usable.values()) // 1000
-
-
-def _count_no_hits(outcome: Outcome) -> None:
-    outcome.state = CacheState.MISS
-    outcome.hits_memory = outcome.hits_redis = 0
-    outcome.age_s = outcome.ttl_s = None
 
 
 def _values(reply: UpstreamReply, name: bytes) -> tuple[bytes, ...]:

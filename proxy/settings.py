@@ -5,120 +5,39 @@ One table for everything: each field has its unit in its name, its default here,
 under a field is what ``docs/settings.md`` prints). Reading files and the environment is ``settings_source``'s work.
 """
 
-import ipaddress
-import itertools
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from proxy.core.listening import Protocol
 from proxy.core.modes import Mode
-from proxy.core.upstream import Upstream, split_base_url
+from proxy.core.upstream import Endpoint, Upstream, split_base_url, split_vector_url
+from proxy.settings_types import (
+    Address,
+    BaseUrl,
+    HeaderName,
+    HostName,
+    LocalPath,
+    RedisUrl,
+    VectorUrl,
+    is_address,
+    split_address,
+)
 
 Profile = Literal["development", "staging", "production"]
 
 DEFAULT_UPSTREAM = "dashscope"
 """The name of the upstream that ``dashscope_url`` makes."""
 
-_CREDENTIAL_HEADERS = frozenset({"authorization", "x-dashscope-apikey", "x-dashscope-workspace"})
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
-_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+DEFAULT_VECTOR_UPSTREAM = "dashvector"
+"""The name of the upstream that ``dashvector_url`` makes."""
 
-
-def _address(value: str) -> str:
-    """``host:port``; brackets around an IPv6 host; port 0 for a free one."""
-    host, _, port = value.rpartition(":")
-    if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ValueError("must be host:port, for example 127.0.0.1:8080 or [::1]:8080")
-    if int(port) > 65535:
-        raise ValueError("the port must be from 0 to 65535 (0: any free one)")
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host.strip("[]"))
-        except ValueError:
-            raise ValueError("what stands in brackets is not an IPv6 address") from None
-    return value
-
-
-def split_address(value: str) -> tuple[str, int]:
-    """A validated address as host (without brackets) and port."""
-    host, _, port = value.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(value: str) -> bool:
-    """Whether the address (``host:port``) can only be reached from this machine."""
-    host, _ = split_address(value)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two listeners would take each other's connections; port 0 never does, it is another one each time."""
-    (host, port), (other_host, other_port) = split_address(one), split_address(other)
-    if port == 0 or port != other_port:
-        return False
-    if _is_unspecified(host) or _is_unspecified(other_host):
-        return True
-    return host == other_host or (is_loopback(one) and is_loopback(other) and "localhost" in (host, other_host))
-
-
-def _base_url(value: str) -> str:
-    split_base_url(value)
-    return value
-
-
-def _redis_url(value: SecretStr) -> SecretStr:
-    """Checks the form only, and says nothing of the content: it may hold a password."""
-    try:
-        parts = urlsplit(value.get_secret_value())
-        host, _ = parts.hostname, parts.port  # reading the port checks it
-    except ValueError:
-        raise ValueError("not a URL; allowed: redis://, rediss:// or unix://") from None
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("the scheme must be redis, rediss or unix")
-    if parts.scheme == "unix" and not parts.path.strip("/"):
-        raise ValueError("the path of the socket is missing; allowed: unix:///path/to/redis.sock")
-    if parts.scheme != "unix" and not host:
-        raise ValueError(f"the host is missing; allowed: {parts.scheme}://[user:password@]host[:port][/database]")
-    return value
-
-
-def _host_name(value: str) -> str:
-    if not _HOST.fullmatch(name := value.lower()):
-        raise ValueError("must be a host name without scheme and port, for example embeddings.internal")
-    return name
-
-
-def _ignorable_header(value: str) -> str:
-    name = value.lower()
-    if not _TOKEN.fullmatch(name):
-        raise ValueError("must be the name of a header, for example x-trace-id")
-    if name in _CREDENTIAL_HEADERS:
-        # One caller would be given what another paid for.
-        raise ValueError("names the caller and cannot be ignored; allowed: others")
-    return name
-
-
-Address = Annotated[str, AfterValidator(_address)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-HeaderName = Annotated[str, AfterValidator(_ignorable_header)]
-HostName = Annotated[str, AfterValidator(_host_name)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+_GRPC_PORT = 443
 
 
 class Section(BaseModel):
@@ -132,6 +51,16 @@ class Listen(Section):
 
     http: Address = "127.0.0.1:8080"
     """The data port: ``host:port``. Every path that arrives here is forwarded."""
+    grpc: Address = "127.0.0.1:50051"
+    """The data port for DashVector over gRPC, to ``dashvector_url``'s cluster; only opened if there is one."""
+    https: Address | None = None
+    """The same as ``http`` over TLS, in addition; needs a certificate."""
+    grpcs: Address | None = None
+    """The same as ``grpc`` over TLS, in addition; needs a certificate."""
+    certificate: LocalPath | None = None
+    """PEM file of the certificate for ``https`` and ``grpcs``, with its chain; read at the start."""
+    key: LocalPath | None = None
+    """PEM file of the certificate's private key, without a passphrase."""
     admin: Address = "127.0.0.1:9180"
     """The admin API, health and metrics; a listener of its own because the data port forwards every path."""
     admin_token: SecretStr | None = Field(None, min_length=1)
@@ -208,6 +137,10 @@ class Lifetimes(Section):
 
     embedding_s: float = Field(7.0 * 86_400, gt=0)
     """Seven days: a model's embedding of a text does not change."""
+    vector_query_s: float = Field(3_600.0, gt=0)
+    """One hour: matches, freshness against cost. A write that goes through the proxy voids them at once."""
+    vector_stats_s: float = Field(1_800.0, gt=0)
+    """Half an hour: statistics and descriptions, what dashboards load. Voided by writes too."""
     jitter: float = Field(0.1, ge=0, le=0.5)
     """Each lifetime is spread by this share in both directions, so that what was filled together ends apart."""
 
@@ -228,19 +161,38 @@ class Identity(Section):
     """Further request headers that never change an answer (a tracing header of your own, for example)."""
 
 
+class Vector(Section):
+    """DashVector: what writes do to answers, and how queries are asked."""
+
+    settle_s: float = Field(2.0, ge=0, le=600)
+    """After a write nothing is stored for so long: the vendor may not show the write at once.
+    ``dashcache settle-probe`` measures it."""
+    strict_writes: bool = False
+    """Refuse a write (503) before it is forwarded when Redis cannot be told that answers become stale."""
+    auth_lease_s: float = Field(60.0, ge=0)
+    """A credential that the vendor has accepted within this time may void what others use before its write is
+    forwarded; strangers only after it succeeded."""
+    overfetch_topk: int = Field(0, ge=0, le=1_024)
+    """Ask for this many documents where a client asks for fewer, and serve later smaller top-k from that; zero: off."""
+
+
 class UpstreamRule(Section):
     """One upstream: a vendor's host, chosen by listener port or by the Host asked for."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
     """What logs, metrics and modes call it."""
-    vendor: Literal["dashscope"] = "dashscope"
+    vendor: Literal["dashscope", "dashvector"] = "dashscope"
     """Whose API it speaks."""
     url: BaseUrl
-    """Scheme, host, port of the vendor; or the name of a preset, as for ``dashscope_url``."""
+    """Scheme, host, port of the vendor; for DashScope also the name of a preset, as for ``dashscope_url``."""
+    grpc_url: VectorUrl | None = None
+    """DashVector only: where it speaks gRPC; by default the host of ``url`` on port 443."""
     hosts: tuple[HostName, ...] = ()
-    """Host names (without port) of ours that select it."""
+    """Host names (without port) of ours that select it; DashVector's own host name does so anyway."""
     listen: Address | None = None
     """A data port of its own; everything that arrives there goes to this upstream."""
+    grpc_listen: Address | None = None
+    """DashVector only: a gRPC port of its own. A gRPC call names no host that we could choose by."""
 
 
 class Start(Section):
@@ -270,11 +222,16 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(state) / "dashcache"
 
 
-class Conflict(NamedTuple):
-    """Settings that are fine one by one but not together: where they stand, and what is wrong."""
+class Listener(NamedTuple):
+    """A data port that the settings ask for; *upstream* is empty where the request's Host chooses."""
 
-    paths: tuple[tuple[str, ...], ...]
-    text: str
+    protocol: Protocol
+    upstream: str
+    address: str
+    path: tuple[str, ...]
+    """The setting that asks for it."""
+    name: str
+    """How messages call it."""
 
 
 class Settings(Section):
@@ -284,12 +241,16 @@ class Settings(Section):
     """Which file of defaults is read after ``default.toml``."""
     workers: int = Field(0, ge=0, le=256)
     """Worker processes that share the data port; zero: one per core."""
-    data_dir: Path = Field(default_factory=lambda: default_data_dir(os.environ))
+    data_dir: LocalPath = Field(default_factory=lambda: default_data_dir(os.environ))
     """The made key secret, modes, and the embedded server's data; by default ``dashcache`` in the XDG state folder."""
     key_secret: SecretStr | None = Field(None, min_length=1)
     """Keys and tags hang on it: replicas that share a Redis must share it. Made on first start if absent."""
     dashscope_url: BaseUrl = "https://dashscope.aliyuncs.com"
     """The simple case, one upstream: the vendor's base URL without path, or a preset's name."""
+    dashvector_url: VectorUrl | None = None
+    """DashVector's endpoint, the simple case of one cluster: ``https://`` and its host; none: no DashVector."""
+    dashvector_grpc_url: VectorUrl | None = None
+    """Where that cluster speaks gRPC; by default its host on port 443. ``http://`` means plain text."""
     cache_status_on_pass: bool = False
     """Also add Cache-Status to answers that are not ours to cache."""
     listen: Listen = Listen()
@@ -299,6 +260,7 @@ class Settings(Section):
     limits: Limits = Limits()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
+    vector: Vector = Vector()
     identity: Identity = Identity()
     start: Start = Start()
     log: Log = Log()
@@ -307,43 +269,67 @@ class Settings(Section):
     """Further upstreams; the one from ``dashscope_url`` is the default for whatever none of these claims."""
 
     def all_upstreams(self) -> tuple[Upstream, ...]:
-        """Every upstream with its address resolved; the default one, named ``dashscope``, comes first."""
-        further = (
-            Upstream(rule.name, rule.vendor, *split_base_url(rule.url), hosts=rule.hosts, listen=rule.listen)
-            for rule in self.upstreams
-        )
-        return (Upstream(DEFAULT_UPSTREAM, "dashscope", *split_base_url(self.dashscope_url)), *further)
+        """
+        Every upstream with its address resolved; the default one, named ``dashscope``, comes first.
 
-    def conflicts(self) -> list[Conflict]:
-        """Every way in which these settings contradict each other; the loader refuses them."""
-        return [*self._exposed_admin(), *self._doubled_upstreams(), *self._doubled_listeners()]
+        After it comes the one named ``dashvector``, if there is a ``dashvector_url``, then those of ``upstreams``.
+        """
+        stated = [Upstream(DEFAULT_UPSTREAM, "dashscope", *split_base_url(self.dashscope_url))]
+        if self.dashvector_url is not None:
+            http, grpc = _vector_endpoints(self.dashvector_url, self.dashvector_grpc_url)
+            stated.append(Upstream(DEFAULT_VECTOR_UPSTREAM, "dashvector", *http, grpc=grpc))
+        stated += [_further(rule) for rule in self.upstreams]
+        return _with_own_hosts(stated, {split_address(listener.address)[0] for listener in self.listeners()})
 
-    def _exposed_admin(self) -> Iterable[Conflict]:
-        if self.listen.admin_token is None and not is_loopback(self.listen.admin):
-            text = f"{self.listen.admin} can be reached from outside and no token is set; "
-            text += "allowed: a loopback address, or any address with DASHCACHE_ADMIN_TOKEN"
-            yield Conflict((("listen", "admin"), ("listen", "admin_token")), text)
-
-    def _doubled_upstreams(self) -> Iterable[Conflict]:
-        paths = (("upstreams",),)
-        names = Counter([DEFAULT_UPSTREAM, *(rule.name for rule in self.upstreams)])
-        for name in (name for name, count in names.items() if count > 1):
-            kept = " (dashscope_url has it)" if name == DEFAULT_UPSTREAM else ""
-            yield Conflict(paths, f"the name {name} is taken twice{kept}; allowed: a name for each")
-        hosts = Counter(host for rule in self.upstreams for host in rule.hosts)
-        for host in (host for host, count in hosts.items() if count > 1):
-            yield Conflict(paths, f"the host {host} is claimed twice; allowed: each host once")
-        for rule in self.upstreams:
-            if not rule.hosts and rule.listen is None:
-                yield Conflict(paths, f"nothing selects {rule.name}; allowed: hosts, listen, or both")
-
-    def _doubled_listeners(self) -> Iterable[Conflict]:
-        listeners: list[tuple[str, tuple[str, ...], str]] = [
-            ("listen.http", ("listen", "http"), self.listen.http),
-            ("listen.admin", ("listen", "admin"), self.listen.admin),
-            *((f"upstream {rule.name}", ("upstreams",), rule.listen) for rule in self.upstreams if rule.listen),
+    def listeners(self) -> tuple[Listener, ...]:
+        """Every data port that is opened with these settings; the one for everybody, over HTTP, comes first."""
+        listen, vector = self.listen, DEFAULT_VECTOR_UPSTREAM
+        wanted: list[tuple[Protocol, str, str | None]] = [("http", "", listen.http), ("https", "", listen.https)]
+        if self.dashvector_url is not None:
+            wanted += [("grpc", vector, listen.grpc), ("grpcs", vector, listen.grpcs)]
+        found = [
+            Listener(protocol, upstream, address, ("listen", protocol), f"listen.{protocol}")
+            for protocol, upstream, address in wanted
+            if address
         ]
-        for (one, path, address), (other, other_path, other_address) in itertools.combinations(listeners, 2):
-            if _overlap(address, other_address):
-                text = f"{one} ({address}) and {other} ({other_address}) share a port; allowed: two"
-                yield Conflict((path, other_path), text)
+        for rule in self.upstreams:
+            if rule.listen:
+                found.append(Listener("http", rule.name, rule.listen, ("upstreams",), f"upstream {rule.name}"))
+            if rule.grpc_listen:
+                name = f"gRPC of upstream {rule.name}"
+                found.append(Listener("grpc", rule.name, rule.grpc_listen, ("upstreams",), name))
+        return tuple(found)
+
+
+def _further(rule: UpstreamRule) -> Upstream:
+    if rule.vendor == "dashscope":
+        return Upstream(rule.name, rule.vendor, *split_base_url(rule.url), hosts=rule.hosts, listen=rule.listen)
+    http, grpc = _vector_endpoints(rule.url, rule.grpc_url)
+    return Upstream(
+        rule.name, rule.vendor, *http, hosts=rule.hosts, listen=rule.listen, grpc=grpc, grpc_listen=rule.grpc_listen
+    )
+
+
+def _vector_endpoints(url: str, grpc_url: str | None) -> tuple[tuple[str, str, int], Endpoint]:
+    http = split_base_url(url)
+    return http, Endpoint(*split_vector_url(grpc_url)) if grpc_url else Endpoint(http[0], http[1], _GRPC_PORT)
+
+
+def _with_own_hosts(upstreams: list[Upstream], ours: set[str]) -> tuple[Upstream, ...]:
+    """
+    *upstreams*, where DashVector's own host name selects its upstream, for who leads that name to us by a hosts file.
+
+    Not a name that could mean another upstream, and none of *ours*: it would take the requests that name no vendor.
+    """
+    vendors = Counter(upstream.host for upstream in upstreams)
+    claimed = {host for upstream in upstreams for host in upstream.hosts} | ours | {"localhost"}
+
+    def selects(upstream: Upstream) -> bool:
+        host = upstream.host
+        is_free = vendors[host] == 1 and host not in claimed and not is_address(host)
+        return upstream.vendor == "dashvector" and is_free
+
+    return tuple(
+        replace(upstream, hosts=(*upstream.hosts, upstream.host)) if selects(upstream) else upstream
+        for upstream in upstreams
+    )

@@ -20,9 +20,10 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from proxy.core.upstream import ALLOWED
+from proxy.core.upstream import ALLOWED, ALLOWED_VECTOR
 from proxy.errors import ConfigError
-from proxy.settings import DEFAULT_UPSTREAM, Profile, Settings, default_data_dir
+from proxy.settings import Profile, Settings, default_data_dir
+from proxy.settings_conflicts import conflicts
 
 SettingPath = tuple[str, ...]
 """Where a setting stands: ``("redis", "url")``. In a leaf's path ``*`` stands for any key or position."""
@@ -39,13 +40,18 @@ CONTROL_NAMES = {
 
 _FIXED_NAMES: dict[SettingPath, str] = {
     ("listen", "http"): "DASHCACHE_HTTP_LISTEN",
+    ("listen", "https"): "DASHCACHE_HTTPS_LISTEN",
+    ("listen", "grpc"): "DASHCACHE_GRPC_LISTEN",
+    ("listen", "grpcs"): "DASHCACHE_GRPCS_LISTEN",
+    ("listen", "certificate"): "DASHCACHE_TLS_CERTIFICATE",
+    ("listen", "key"): "DASHCACHE_TLS_KEY",
     ("listen", "admin"): "DASHCACHE_ADMIN_LISTEN",
     ("listen", "admin_token"): "DASHCACHE_ADMIN_TOKEN",
     ("redis", "url"): "REDIS_URL",
 }
 """Names that deployments rely on and that differ from the derived ones."""
 
-_COMING_NAMES = ("DASHCACHE_GRPC_LISTEN", "DASHCACHE_DASHVECTOR_URL", "DASHCACHE_DASHVECTOR_GRPC_URL")
+_VECTOR_URLS = frozenset({"dashvector_url", "dashvector_grpc_url", "grpc_url"})
 
 # Kubernetes and Docker links announce a service called "dashcache" to every neighbour by names that begin like ours.
 _ANNOUNCED = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -185,9 +191,7 @@ class _Gathered:
             if leaf.environment and (text := _stated(environ, leaf.environment)):
                 self._add(_nested(leaf.path, _from_text(leaf, text)), f"environment {leaf.environment}")
         for name in sorted(environ):
-            if name in _COMING_NAMES and _stated(environ, name):
-                self.warnings.append(f"{name}: not yet used: DashVector and gRPC come with a later version")
-            elif _is_unknown(name, environ[name]):
+            if _is_unknown(name, environ[name]):
                 self.mistakes.append(f"{name}: unknown name; {_near_environment(name)}")
         if "data_dir" not in self.tree:
             try:
@@ -208,7 +212,7 @@ class _Gathered:
                 self.mistakes.append(f"{self._where(path)}: {_fault(error, path)}")
             # What is wrong falls out, so that the rest can be checked together in the same run.
             settings = Settings.model_validate(_without(self.tree, wrong))
-        for conflict in settings.conflicts():
+        for conflict in conflicts(settings):
             if not any(path[: len(bad)] == bad for path in conflict.paths for bad in wrong):
                 stated = [path for path in conflict.paths if not source(self.sources, path).startswith("default")]
                 self.mistakes.append(f"{self._where((stated or list(conflict.paths))[0])}: {conflict.text}")
@@ -285,7 +289,7 @@ def _is_unknown(name: str, value: str) -> bool:
     """Whether a variable claims to be ours and is not."""
     if not name.startswith(PREFIX) or name.startswith(INTERNAL_PREFIX):
         return False
-    if name in environment_names() or name in CONTROL_NAMES or name in _COMING_NAMES:
+    if name in environment_names() or name in CONTROL_NAMES:
         return False
     return not (_ANNOUNCED.fullmatch(name) or (name.endswith("_PORT") and "://" in value))
 
@@ -345,7 +349,7 @@ def allowed(leaf: Leaf) -> str:
     if int in kinds or float in kinds:
         return ("a whole number" if int in kinds else "a number") + _bounds(leaf.field)
     if leaf.path[-1].endswith("url") and not leaf.is_secret:
-        return ALLOWED
+        return ALLOWED_VECTOR if leaf.path[-1] in _VECTOR_URLS else ALLOWED
     pattern = next((found for rule in leaf.field.metadata if (found := getattr(rule, "pattern", None))), None)
     if pattern:
         return f"text like {pattern}"
@@ -356,41 +360,3 @@ def _bounds(info: FieldInfo) -> str:
     words = {Ge: "at least", Gt: "above", Le: "at most"}
     rules = [rule for rule in info.metadata if type(rule) in words]
     return "".join(f", {words[type(rule)]} {getattr(rule, type(rule).__name__.lower())}" for rule in rules)
-
-
-def explain(settings: Settings, sources: Mapping[SettingPath, str]) -> str:
-    """The settings in force for a terminal: grouped, each with its value and where it came from; secrets hidden."""
-    groups: dict[str, list[tuple[str, str, str]]] = {}
-    for leaf in (leaf for leaf in leaves() if "*" not in leaf.path):
-        value: object = settings
-        for part in leaf.path:
-            value = getattr(value, part)
-        group = leaf.path[0] if len(leaf.path) > 1 else "general"
-        groups.setdefault(group, []).append((leaf.path[-1], _shown(leaf, value), source(sources, leaf.path)))
-    for model, rule in sorted(settings.models.items()):
-        stated = ((name, value) for name, value in rule if value is not None)
-        rows = ((dotted((model, name)), str(value), source(sources, ("models", model, name))) for name, value in stated)
-        groups.setdefault("models", []).extend(rows)
-    for upstream in settings.all_upstreams():
-        ways = [*upstream.hosts, *([upstream.listen] if upstream.listen else [])] or ["whatever no other claims"]
-        origin = "dashscope_url" if upstream.name == DEFAULT_UPSTREAM else "upstreams"
-        row = (upstream.name, f"{upstream.origin} for {', '.join(ways)}", source(sources, (origin,)))
-        groups.setdefault("upstreams", []).append(row)
-    return "\n\n".join(_block(name, rows) for name, rows in groups.items())
-
-
-def _shown(leaf: Leaf, value: object) -> str:
-    if leaf.is_secret:
-        return "(set)" if value else "(not set)"
-    if value is None or value in ((), {}):
-        return "(none)"
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name} = {item}" for name, item in sorted(value.items()))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _block(name: str, rows: list[tuple[str, str, str]]) -> str:
-    width = max(36, *(len(value) for _, value, _ in rows))
-    return "\n".join([name, *(f"  {setting:<20} {value:<{width}} {origin}" for setting, value, origin in rows)])

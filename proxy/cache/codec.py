@@ -1,9 +1,9 @@
 """
 Entries to stored bytes and back; whatever does not open is a miss.
 
-Layout: tag (16 bytes) | header | surroundings (compressed) | vector (packed). The tag binds everything behind it to the
-full key and is checked before anything is read, so an altered, truncated, moved or foreign value is never parsed. The
-expiry stands inside, so a value put back by somebody else ends when it should.
+Layout: tag (16 bytes) | header | generation | surroundings (compressed) | vector (packed). The tag binds everything
+behind it to the full key and is checked before anything is read, so an altered, truncated, moved or foreign value is
+never parsed. The expiry stands inside, so a value put back by somebody else ends when it should.
 """
 
 import hmac
@@ -16,10 +16,12 @@ from proxy.cache.numbers import Form, Unreadable, pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_HEADER = struct.Struct("<BBQQI")  # format version, form, stored (Unix ms), lifetime (ms), length of the surroundings
-_SEPARATOR = b"\x1e"  # a control byte, which no JSON text contains
+# format version, form, stored (Unix ms), lifetime (ms), length of the generation, length of the surroundings
+_HEADER = struct.Struct("<BBQQBI")
+# A control byte, which no JSON text contains. An envelope can be a protobuf message with any byte: it stands first.
+_SEPARATOR = b"\x1e"
 _MAX_SURROUNDINGS = 1 << 20
 
 # What envelopes and skeletons look like today; compressing against it leaves little more than the request id. It is
@@ -62,8 +64,9 @@ class Codec:
         # The same bounds as in ``open``: what is sealed can be opened.
         if len(plain) >= _MAX_SURROUNDINGS or len(row.vector) > self._max_bytes:
             return None
-        header = _HEADER.pack(FORMAT_VERSION, form, entry.stored_unix_ms, entry.ttl_ms, len(surroundings))
-        stored = header + surroundings + packed
+        lengths = (len(entry.generation), len(surroundings))
+        header = _HEADER.pack(FORMAT_VERSION, form, entry.stored_unix_ms, entry.ttl_ms, *lengths)
+        stored = header + entry.generation + surroundings + packed
         return authentication_tag(self._secret, key, stored) + stored
 
     def open(self, key: bytes, sealed: bytes) -> Entry:
@@ -78,17 +81,18 @@ class Codec:
         stored = sealed[TAG_BYTES:]
         if not hmac.compare_digest(sealed[:TAG_BYTES], authentication_tag(self._secret, key, stored)):
             raise Rejected("authentication tag")
-        version, form, stored_unix_ms, ttl_ms, length = _HEADER.unpack_from(stored)
+        version, form, stored_unix_ms, ttl_ms, generation_length, length = _HEADER.unpack_from(stored)
+        start = _HEADER.size + generation_length
         if version != FORMAT_VERSION:
             raise Rejected("format version")
         try:
-            row = self._row(Form(form), stored[_HEADER.size :], length)
+            row = self._row(Form(form), stored[start:], length)
         except (ValueError, TypeError, AttributeError, zlib.error) as error:  # the rest are ValueErrors
             raise Rejected("contents") from error
-        return Entry(row, stored_unix_ms, ttl_ms)
+        return Entry(row, stored_unix_ms, ttl_ms, stored[_HEADER.size : start])
 
     def _row(self, form: Form, contents: bytes, length: int) -> Row:
-        envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).split(_SEPARATOR)
+        envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).rsplit(_SEPARATOR, 4)
         spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled or b"[]"))
         return Row(
             envelope=envelope,

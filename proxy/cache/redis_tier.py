@@ -8,7 +8,8 @@ but not write goes on serving hits.
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from redis.asyncio import ConnectionPool, Redis
@@ -29,9 +30,31 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from proxy.cache.deadline import Deadline
 from proxy.cache.guard import Guard, Neutral, Unavailable
 
 Result = TypeVar("Result")
+
+Tokens = tuple[bytes, ...]
+
+# Between reading the tokens and keeping an answer lies a call to the upstream; only Redis can tell whether a write came
+# between. KEYS: entry, n tokens, n holds. ARGV: value, lifetime in ms, n, the n tokens as they were.
+_FILL = """
+local n = tonumber(ARGV[3])
+for i = 1, n do
+  if redis.call('GET', KEYS[1 + i]) ~= ARGV[3 + i] then return 0 end
+  if redis.call('EXISTS', KEYS[1 + n + i]) == 1 then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+# How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
+# that is slow, but always just in time, hold a request for as long as the queue before it.
+_PATIENCE = 4
+
+# Tokens outlive every entry kept under them; an absent one costs hits only.
+_TOKEN_MS = 30 * 86_400_000
 
 FAILURES: tuple[type[Exception], ...] = (
     RedisConnectionError,
@@ -56,6 +79,11 @@ def failure_kind(error: BaseException) -> str:
         ((ResponseError,), "rejected"),
     )
     return next((kind for classes, kind in kinds if isinstance(error, classes)), "other")
+
+
+def entries_prefix(prefix: bytes) -> bytes:
+    """How the names of all entries begin, and no other names, where all of ours begin with *prefix*."""
+    return prefix + b":e:"
 
 
 class RedisTier:
@@ -85,33 +113,21 @@ class RedisTier:
             driver_info=None,  # or every new connection begins with two commands that nobody needs
         )
         self._redis: Redis = Redis(connection_pool=self._pool)
-        self._prefix = prefix.encode("ascii") + b":e:"
+        self._prefix = entries_prefix(prefix.encode("ascii"))
+        self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
+        self._fill = self._redis.register_script(_FILL)
         self._guard = guard
+        self._wait_s = _PATIENCE * deadline_s
         self._on_rejected = on_rejected
-        # Half of the connections each, so that a burst of writes, which nobody waits for, never stands before a read.
-        self._write_places = asyncio.Semaphore(max(1, max_connections // 2))
+        # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
+        # before the word that answers have become stale.
+        self._void_places = asyncio.Semaphore(max(1, max_connections // 8))
+        self._write_places = asyncio.Semaphore(max(1, max_connections // 2 - max_connections // 8))
         self._read_places = asyncio.Semaphore(max(1, max_connections - max_connections // 2))
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
         """The sealed values under *keys*, in order, in one round trip; ``None`` when Redis could not be asked."""
-        names = [self._name(key) for key in keys]
-
-        async def fetch() -> list[bytes | None]:
-            reply = await self._asked(self._redis.mget(names))
-            if reply is None:
-                return [None] * len(names)
-            if not isinstance(reply, list) or len(reply) != len(names):
-                await self._pool.disconnect(inuse_connections=False)
-                raise InvalidResponse("not one value per key")
-            return [value if isinstance(value, bytes) else None for value in reply]
-
-        try:
-            # Outside the guard: the wait is for our own connections. It ends soon even if Redis hangs, because those in
-            # front fail at their deadline, and then the circuit opens.
-            async with self._read_places:
-                return await self._guard.run(fetch)
-        except Unavailable:
-            return None
+        return await self._values([self._name(key) for key in keys])
 
     async def write(self, values: Sequence[tuple[bytes, bytes, int]]) -> int:
         """Write (key, sealed value, lifetime in ms) triples in one round trip; how many Redis took."""
@@ -133,6 +149,79 @@ class RedisTier:
                 return await self._guard.run(send, vouches=False)
         except Unavailable:
             return 0
+
+    async def read_guarded(
+        self, keys: Sequence[bytes], scopes: Sequence[bytes]
+    ) -> tuple[list[bytes | None], list[bytes | None], bool] | None:
+        """Values, tokens and whether any scope is held, in one round trip; ``None`` when Redis could not be asked."""
+        names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes)]
+        reply = await self._values(names)
+        if reply is None:
+            return None
+        at_tokens, at_holds = len(keys), len(keys) + len(scopes)
+        return reply[:at_tokens], reply[at_tokens:at_holds], any(hold is not None for hold in reply[at_holds:])
+
+    async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool] | None:
+        """
+        The tokens of *scopes*, those that were absent set to the given ones, and whether any scope is held.
+
+        ``None`` when Redis was no help.
+        """
+
+        async def send() -> list[object] | None:
+            pipeline = self._redis.pipeline(transaction=False)
+            for scope, token in zip(scopes, tokens, strict=True):
+                pipeline.set(self._token(scope), token, px=_TOKEN_MS, nx=True)
+            pipeline.mget([*map(self._token, scopes), *map(self._hold, scopes)])
+            return await self._asked(pipeline.execute())
+
+        try:
+            async with self._place(self._read_places):
+                replies = await self._guard.run(send, vouches=False)
+        except Unavailable:
+            return None
+        found = replies[-1] if replies else None
+        if not isinstance(found, list) or len(found) != 2 * len(scopes):
+            return None
+        current = tuple(token for token in found[: len(scopes)] if isinstance(token, bytes))
+        is_held = any(hold is not None for hold in found[len(scopes) :])
+        return (current, is_held) if len(current) == len(scopes) else None
+
+    async def fill_guarded(
+        self, key: bytes, sealed: bytes, ttl_ms: int, scopes: Sequence[bytes], tokens: Tokens
+    ) -> bool:
+        """Keep *sealed* if the tokens are still *tokens* and nothing holds; whether it was kept."""
+
+        async def send() -> object:
+            names = [self._name(key), *map(self._token, scopes), *map(self._hold, scopes)]
+            return await self._asked(self._fill(keys=names, args=[sealed, ttl_ms, len(scopes), *tokens]))
+
+        try:
+            async with self._write_places:
+                return await self._guard.run(send, vouches=False) == 1
+        except Unavailable:
+            return False
+
+    async def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> tuple[bytes | None, ...] | None:
+        """New tokens and a hold for each scope, all or none: the tokens replaced; ``None``: Redis did not take them."""
+
+        async def send() -> list[object] | None:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.mget([self._token(scope) for scope in tokens])
+            for scope, token in tokens.items():
+                pipeline.set(self._token(scope), token, px=_TOKEN_MS)
+                pipeline.set(self._hold(scope), b"1", px=hold_ms)
+            return await self._asked(pipeline.execute())
+
+        try:
+            async with self._place(self._void_places):
+                replies = await self._guard.run(send, vouches=False)
+        except Unavailable:
+            return None
+        replaced, *taken = replies or [None]
+        if not isinstance(replaced, list) or not all(reply is True for reply in taken):
+            return None
+        return tuple(token if isinstance(token, bytes) else None for token in replaced)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -159,6 +248,45 @@ class RedisTier:
         if str(error).startswith(("BUSY ", "MASTERDOWN", "LOADING")):
             raise RedisConnectionError("busy") from error
         self._on_rejected(failure_kind(error))
+
+    async def _values(self, names: list[bytes]) -> list[bytes | None] | None:
+        """What stands under *names*, in one round trip."""
+
+        async def fetch() -> list[bytes | None]:
+            reply = await self._asked(self._redis.mget(names))
+            if reply is None:
+                return [None] * len(names)
+            if not isinstance(reply, list) or len(reply) != len(names):
+                await self._pool.disconnect(inuse_connections=False)
+                raise InvalidResponse("not one value per key")
+            return [value if isinstance(value, bytes) else None for value in reply]
+
+        try:
+            # Outside the guard: the wait is for our own connections. It ends soon even if Redis hangs, because those in
+            # front fail at their deadline, and then the circuit opens.
+            async with self._place(self._read_places):
+                return await self._guard.run(fetch)
+        except Unavailable:
+            return None
+
+    @contextlib.asynccontextmanager
+    async def _place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """One of *places*. Raises Unavailable when there is none for a while."""
+        try:
+            async with Deadline(self._wait_s) if places.locked() else contextlib.nullcontext():
+                await places.acquire()
+        except TimeoutError as error:
+            raise Unavailable("no place") from error
+        try:
+            yield
+        finally:
+            places.release()
+
+    def _token(self, scope: bytes) -> bytes:
+        return self._tokens + base64.urlsafe_b64encode(scope).rstrip(b"=")
+
+    def _hold(self, scope: bytes) -> bytes:
+        return self._holds + base64.urlsafe_b64encode(scope).rstrip(b"=")
 
     def _name(self, key: bytes) -> bytes:
         return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")

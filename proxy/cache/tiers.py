@@ -21,6 +21,10 @@ class Found:
     redis_ok: bool = True
     """False when Redis was needed and could not be asked."""
     redis_s: float = 0.0
+    tokens: tuple[bytes, ...] | None = None
+    """For answers that a write can make stale: the tokens to keep new ones under; ``None``: keep nothing."""
+    is_held: bool = False
+    """Nothing is kept just now, because of a write."""
 
 
 class Tiers:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines
 
 
@@ -54,6 +55,7 @@ class Answer:
     body: bytes | Stream
     length: int | None = None
     after: Callable[[], None] = field(default=nothing)
+    grpc_status: GrpcStatus | None = None
 
     def close(self) -> None:
         """Let go of a body that nobody will read."""

@@ -7,6 +7,7 @@ _FORWARDED = {
     CacheState.PARTIAL: "fwd=partial",
     CacheState.MISS: "fwd=miss",
     CacheState.BYPASS: "fwd=bypass",
+    CacheState.WRITE: "fwd=method",
 }
 
 
@@ -36,7 +37,7 @@ def cache_status(outcome: Outcome) -> str:
 
 def header_lines(outcome: Outcome) -> HeaderLines:
     """The lines that tell a client how its answer came about; none for answers that are not ours to cache."""
-    if outcome.state in (CacheState.PASS, CacheState.REFUSED):
+    if outcome.state in (CacheState.PASS, CacheState.WRITE, CacheState.REFUSED):
         return ()
     lines = [(b"Cache-Status", cache_status(outcome).encode("ascii"))]
     if outcome.items:

@@ -20,6 +20,10 @@ class Row:
     usage: tuple[tuple[str, int], ...]
     origin: str
 
+    def differs(self, other: "Row") -> bool:
+        """Whether *other* says something else; the text around a vector tells of its request, not of the item."""
+        return self.vector != other.vector or (not self.vector and self.envelope != other.envelope)
+
     @property
     def size(self) -> int:
         """Bytes this row costs in memory, nearly: its texts and the objects around them."""
@@ -28,11 +32,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row with its time of storing (Unix milliseconds) and its lifetime (milliseconds)."""
+    """
+    A row with its time of storing (Unix milliseconds) and its lifetime (milliseconds).
+
+    ``generation`` is the tokens under which it was kept, for answers that a write can make stale.
+    """
 
     row: Row
     stored_unix_ms: int
     ttl_ms: int
+    generation: bytes = b""
 
     def age_ms(self, now_unix_ms: int) -> int:
         """Milliseconds since storing; never negative, as the writer's clock may be ahead of the reader's."""

@@ -19,7 +19,7 @@ class Directives:
     def accept(self, entry: Entry, now_unix_ms: int) -> bool:
         """Whether *entry* is fresh, and as fresh as the client asks."""
         remaining_ms = entry.remaining_ms(now_unix_ms)
-        if remaining_ms <= 0 or remaining_ms < self.min_fresh_s * 1000:
+        if self.no_cache or remaining_ms <= 0 or remaining_ms < self.min_fresh_s * 1000:
             return False
         return self.max_age_s is None or entry.age_ms(now_unix_ms) <= self.max_age_s * 1000
 

@@ -15,6 +15,8 @@ class CacheState(enum.StrEnum):
     """Looked up, nothing usable, forwarded."""
     BYPASS = "bypass"
     """Ours to cache, but not looked up: a mode, the client's wish, or a form that cannot be keyed."""
+    WRITE = "write"
+    """Forwarded, and what hangs on it made stale."""
     PASS = "pass"  # noqa: S105  a state, not a password
     """Not ours to cache."""
     REFUSED = "refused"
@@ -44,6 +46,8 @@ class Outcome:
     upstream_calls: int = 0
     upstream_status: int | None = None
     status: int = 0
+    grpc_code: int | None = None
+    """How a gRPC call ended for the client; ``None`` over HTTP."""
     stored: bool = False
     redis_ok: bool = True
     """False when Redis was needed and could not be asked."""
@@ -71,3 +75,9 @@ class Outcome:
     def hits(self) -> int:
         """Items served from a tier."""
         return self.hits_memory + self.hits_redis
+
+    def forget_hits(self) -> None:
+        """Nothing that was found will be in the answer."""
+        self.state = CacheState.MISS
+        self.hits_memory = self.hits_redis = 0
+        self.age_s = self.ttl_s = None

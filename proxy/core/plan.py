@@ -1,4 +1,4 @@
-"""What a vendor's adapter says about a request: pass it, or read its items from the cache."""
+"""What a vendor's adapter says about a request: pass it, read its items from the cache, or forward it as a write."""
 
 import enum
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.entry import Row
-from proxy.core.request import Request
+from proxy.core.request import HeaderLines, Request
 
 
 class PassReason(enum.StrEnum):
@@ -64,6 +64,8 @@ class Refusal(enum.StrEnum):
     WRONG_DIMENSION = "wrong-dimension"
     NOT_FINITE = "not-finite"
     """A vector with something else than finite numbers."""
+    SETTLING = "settling"
+    """Moments after a write: the vendor may not show it yet."""
 
 
 class NotStorable(Exception):  # noqa: N818  a verdict, not a fault
@@ -80,6 +82,42 @@ class Pass:
 
     reason: PassReason
     operation: str = "other"
+
+
+Scope = tuple[str, ...]
+"""
+What a write can make stale: ``("endpoint",)`` for everything under one endpoint, ``("catalog",)`` for its list of
+collections, ``("collection", name)`` for one collection and all in it. ``flow`` adds the endpoint.
+"""
+
+
+class Verdict(enum.Enum):
+    """How the vendor took a write, as far as its answer tells."""
+
+    DONE = enum.auto()
+    REFUSED = enum.auto()
+    """The credential was not accepted, or there is no such route: nothing has changed."""
+    UNKNOWN = enum.auto()
+    """Anything else; the write may have happened, in whole or in part."""
+
+
+class Write(Protocol):
+    """A request to forward once; whatever hangs on its scopes becomes stale."""
+
+    @property
+    def operation(self) -> str:
+        """The operation's name in metrics and logs."""
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What it can make stale."""
+
+    @property
+    def credential(self) -> bytes:
+        """Who is writing, as a part of a key."""
+
+    def verdict(self, status: int, grpc_code: int | None, body: bytes) -> Verdict:
+        """What an answer with this status, gRPC code (``None`` over HTTP) and (decoded) *body* says."""
 
 
 class Read(Protocol):
@@ -106,6 +144,25 @@ class Read(Protocol):
     def items(self) -> tuple[bytes, ...]:
         """Key material, one per item."""
 
+    @property
+    def credential(self) -> bytes:
+        """Who is asking, as a part of a key."""
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What the answer hangs on; empty for answers that never change."""
+
+    @property
+    def plain(self) -> "Read | None":
+        """
+        The same request without asking for more than the client did; ``None`` when this one does not.
+
+        While there is one, the upstream's answer is not the client's: only what ``join`` makes of it is.
+        """
+
+    def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
+        """Why an answer with this head is not kept; ``None`` when its body decides."""
+
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """The body of a smaller request that asks only for the items at *positions*, in that order."""
 
@@ -124,15 +181,17 @@ class Read(Protocol):
 class Adapter(Protocol):
     """One vendor operation."""
 
-    @property
-    def operation(self) -> str:
+    def wants(self, method: str, path: str) -> bool:
+        """Whether the route is this adapter's; told before the body is read."""
+
+    def operation_of(self, method: str, path: str) -> str:
         """The operation's name in modes, metrics and logs."""
 
-    def wants(self, method: str, path: str) -> bool:
-        """Whether the route is this operation's; told before the body is read."""
+    def write_of(self, method: str, path: str, headers: HeaderLines) -> Write | None:
+        """The write that the request is, whatever its body says; ``None`` for reads."""
 
     def precheck(self, request: Request) -> PassReason | None:
         """A reason to pass that the headers alone give, so that the body can stream."""
 
-    def plan(self, request: Request) -> "Read | Pass":
-        """What to do with *request*, whose body is there."""
+    def plan(self, request: Request) -> Read | Pass:
+        """What to do with *request*, which is no write and whose body is there."""

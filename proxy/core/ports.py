@@ -1,13 +1,14 @@
 """What ``flow`` needs of the outside, as Protocols: vendors, upstreams, modes, clocks."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.answer import Body
+from proxy.core.grpc_status import GrpcStatus
 from proxy.core.modes import Mode
-from proxy.core.plan import Adapter
+from proxy.core.plan import Adapter, Scope
 from proxy.core.request import HeaderLines, Request
 
 
@@ -19,6 +20,8 @@ class UpstreamReply(Protocol):
     headers: HeaderLines
     """End-to-end lines."""
     length: int | None
+    grpc_status: GrpcStatus | None
+    """How a gRPC call ended; ``None`` over HTTP."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body, or the rest of it. Raises UpstreamError when it breaks off."""
@@ -48,6 +51,13 @@ class ModeSource(Protocol):
         """The mode of *operation* at *upstream*."""
 
 
+class PurgeSource(Protocol):
+    """Which purges a key has to know of."""
+
+    def tokens_for(self, upstream: str, operation: str, model: str, scopes: Sequence[Scope]) -> tuple[bytes, ...]:
+        """Parts of the key of such a request, new ones after each purge that covers it; none without a purge."""
+
+
 class Lifetime(Protocol):
     """How long a kind of entry lives."""
 
@@ -55,8 +65,15 @@ class Lifetime(Protocol):
         """Seconds."""
 
 
-Routes = Callable[[str, str], Adapter | None]
-"""Method and path to the adapter that wants them."""
+class Routes(Protocol):
+    """Which adapter wants a request."""
+
+    def __call__(self, upstream: str, method: str, path: str) -> Adapter | None:
+        """The adapter; ``None`` for what only passes through."""
+
+
+TransportOf = Callable[[Request], Transport]
+"""The way on for a request: over its own protocol, to its upstream."""
 
 
 @dataclass(frozen=True, slots=True)

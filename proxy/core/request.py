@@ -22,6 +22,10 @@ HOP_BY_HOP = frozenset(
 )
 
 
+GRPC = "GRPC"
+"""What stands for HTTP's method in gRPC calls; their target is the method's full name, their lines the metadata."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """
@@ -29,6 +33,7 @@ class Request:
 
     ``target`` is the request target byte for byte (origin form); ``upstream`` the name of the configured upstream.
     ``body`` is the whole body, or ``None`` while nobody has asked for it.
+    ``timeout_s`` is the time the client still gives, if its protocol tells (gRPC); no part of any key.
     """
 
     method: str
@@ -36,11 +41,17 @@ class Request:
     headers: HeaderLines
     upstream: str
     body: bytes | None = None
+    timeout_s: float | None = None
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether it came as a gRPC call and has to go on as one."""
+        return self.method == GRPC
 
     @property
     def path(self) -> str:
-        """The target up to its query."""
-        return self.target.partition("?")[0]
+        """The target up to its query; over gRPC, which has none, all of it."""
+        return self.target if self.is_grpc else self.target.partition("?")[0]
 
     @property
     def query(self) -> str:

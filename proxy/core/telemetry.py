@@ -18,5 +18,8 @@ class Telemetry(Protocol):
     def entries_rejected(self, entries: int) -> None:
         """So many stored values did not open: altered, truncated, foreign or old."""
 
+    def invalidated(self, told: bool) -> None:
+        """A write made answers stale; *told*: Redis knows. If not, this process reads none of them until it does."""
+
     def background_failed(self, error: BaseException) -> None:
         """A background task ended with an exception that nobody awaited."""

@@ -19,7 +19,10 @@ PRESETS = {
 }
 """The vendor's public deployments. The same key and path mean different things on each, so none stands for another."""
 
-ALLOWED = f"http(s)://host[:port], or a preset: {', '.join(PRESETS)}, workspace:{{WorkspaceId}}.{{region}}"
+ALLOWED_VECTOR = "http(s)://host[:port]"
+"""What may stand where DashVector's URL is asked for, in words: each cluster there has a host of its own."""
+
+ALLOWED = f"{ALLOWED_VECTOR}, or a preset: {', '.join(PRESETS)}, workspace:{{WorkspaceId}}.{{region}}"
 """What may stand where a base URL is asked for, in words."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -28,21 +31,12 @@ _WORKSPACE = re.compile(r"workspace:(?P<id>[A-Za-z0-9-]+)\.(?P<region>[a-z0-9-]+
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """
-    One upstream, resolved.
+class Endpoint:
+    """Where a connection goes. ``host`` is in lower case, an IPv6 address without brackets."""
 
-    ``host`` is in lower case, an IPv6 address without brackets. ``hosts`` are the names of ours that select it and
-    ``listen`` the data port of its own; the default upstream has neither and takes whatever no other claims.
-    """
-
-    name: str
-    vendor: str
     scheme: str
     host: str
     port: int
-    hosts: tuple[str, ...] = ()
-    listen: str | None = None
 
     @property
     def authority(self) -> str:
@@ -56,6 +50,37 @@ class Upstream:
         return f"{self.scheme}://{self.authority}"
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """
+    One upstream, resolved.
+
+    ``scheme``, ``host`` and ``port`` are its HTTP endpoint, ``grpc`` the one for gRPC, if its vendor speaks that.
+    ``hosts`` are the names of ours that select it, ``listen`` and ``grpc_listen`` the data ports of its own; the
+    default upstream has none of these and takes whatever no other claims.
+    """
+
+    name: str
+    vendor: str
+    scheme: str
+    host: str
+    port: int
+    hosts: tuple[str, ...] = ()
+    listen: str | None = None
+    grpc: Endpoint | None = None
+    grpc_listen: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """See Endpoint."""
+        return Endpoint(self.scheme, self.host, self.port).authority
+
+    @property
+    def origin(self) -> str:
+        """See Endpoint."""
+        return Endpoint(self.scheme, self.host, self.port).origin
+
+
 def split_base_url(text: str) -> tuple[str, str, int]:
     """
     Scheme, host and port of a configured *text*: a base URL or the name of a preset.
@@ -64,9 +89,26 @@ def split_base_url(text: str) -> tuple[str, str, int]:
     """
     if workspace := _WORKSPACE.fullmatch(text):
         return "https", f"{workspace['id']}.{workspace['region']}.maas.aliyuncs.com".lower(), 443
-    match = _URL.fullmatch(PRESETS.get(text, text))
+    if "://" not in text and text not in PRESETS:
+        near = difflib.get_close_matches(text, PRESETS, n=1)
+        nearest = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(f"neither a URL nor a preset{nearest}; allowed: {ALLOWED}")
+    return _split(PRESETS.get(text, text), ALLOWED)
+
+
+def split_vector_url(text: str) -> tuple[str, str, int]:
+    """
+    Scheme, host and port of a configured URL of DashVector's; there are no presets for it.
+
+    Raises ValueError, as ``split_base_url``.
+    """
+    return _split(text, ALLOWED_VECTOR)
+
+
+def _split(text: str, allowed: str) -> tuple[str, str, int]:
+    match = _URL.fullmatch(text)
     if match is None:
-        raise ValueError(_fault(text))
+        raise ValueError(f"{_fault(text)}; allowed: {allowed}")
     scheme, host = match["scheme"], match["host"].lower()
     if host.startswith("["):
         host = _ipv6(host.strip("[]"))
@@ -84,22 +126,21 @@ def _ipv6(text: str) -> str:
 
 
 def _fault(text: str) -> str:
-    """What keeps *text* from being a base URL, the fault that explains most first."""
+    """What keeps *text* from being a URL, the fault that explains most first."""
     if "://" not in text:
-        near = difflib.get_close_matches(text, PRESETS, n=1)
-        return "neither a URL nor a preset" + (f" (nearest: {near[0]})" if near else "") + f"; allowed: {ALLOWED}"
+        return "not a URL"
     try:
         parts = urlsplit(text)
     except ValueError:
-        return f"not a URL; allowed: {ALLOWED}"
+        return "not a URL"
     if parts.scheme not in _DEFAULT_PORTS:
-        return f"the scheme must be http or https; allowed: {ALLOWED}"
+        return "the scheme must be http or https"
     if "@" in parts.netloc:
-        return f"leave out the user info: clients bring their own credentials; allowed: {ALLOWED}"
+        return "leave out the user info: clients bring their own credentials"
     if parts.query or "?" in text:
-        return f"leave out the query: the client's is forwarded as it is; allowed: {ALLOWED}"
+        return "leave out the query: the client's is forwarded as it is"
     if parts.fragment or "#" in text:
-        return f"leave out the fragment; allowed: {ALLOWED}"
+        return "leave out the fragment"
     if parts.path.strip("/"):
-        return f"leave out {parts.path}: the client's path is forwarded as it is; allowed: {ALLOWED}"
-    return f"the host or the port is not valid; allowed: {ALLOWED}"
+        return f"leave out {parts.path}: the client's path is forwarded as it is"
+    return "the host or the port is not valid"

@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Answer
-from proxy.core.cache_status import header_lines
+from proxy.core.cache_status import cache_status, header_lines
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import HeaderLines
@@ -102,7 +102,7 @@ class Front:
             return await self._write(raw, answer, outcome)
         request = intake.request(raw)
         outcome.upstream = request.upstream
-        if wants_websocket(raw):
+        if wants_websocket(raw) and self._bridge.serves(request.upstream):
             outcome.operation = "websocket"
             bridged = await self._bridge.run(raw, request, outcome)
             if isinstance(bridged, web.StreamResponse):
@@ -126,8 +126,10 @@ class Front:
         return written
 
     def _own_lines(self, outcome: Outcome) -> HeaderLines:
-        if outcome.state is CacheState.PASS and self._cache_status_on_pass:
+        if self._cache_status_on_pass and outcome.state is CacheState.PASS:
             return ((b"Cache-Status", b"dashcache; fwd=bypass; detail=not-cached"),)
+        if self._cache_status_on_pass and outcome.state is CacheState.WRITE:
+            return ((b"Cache-Status", cache_status(outcome).encode("ascii")),)
         return header_lines(outcome)
 
     async def _refused(
@@ -259,6 +261,7 @@ _REASONS = {
     400: "Bad Request",
     405: "Method Not Allowed",
     417: "Expectation Failed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",

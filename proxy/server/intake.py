@@ -5,15 +5,20 @@ The parser has refused malformed framing, missing Host, spaces and raw UTF-8 in 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-from proxy.core.request import Request, end_to_end, list_items
+from proxy.core.request import HeaderLines, Request, end_to_end, list_items
 from proxy.errors import ClientError, ErrorCode
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
+
+UpstreamOf = Callable[[str, str, HeaderLines], str]
+"""Host (without port), path and headers to the upstream's name. Raises ClientError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +26,11 @@ class Intake:
     """
     Turns what aiohttp parsed into a plain request.
 
-    ``own_names`` are the authorities (host, or host:port) under which clients may address this proxy in absolute form.
-    ``upstream_of_host`` chooses the upstream by host name; ``default_upstream`` takes the rest.
+    ``upstream_of`` chooses the upstream; ``own_names`` are the authorities (host, or host:port) under which clients may
+    address this proxy in absolute form.
     """
 
-    default_upstream: str
-    upstream_of_host: dict[str, str]
+    upstream_of: UpstreamOf
     own_names: frozenset[str]
 
     def request(self, raw: web.BaseRequest) -> Request:
@@ -41,12 +45,9 @@ class Intake:
         authority, target = self._split(raw.raw_path)
         if not _HOST.fullmatch(host) and not (raw.version < (1, 1) and hdrs.HOST not in raw.headers):
             raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
-        return Request(
-            method=raw.method,
-            target=target,
-            headers=end_to_end(raw.raw_headers),
-            upstream=self.upstream_of_host.get(_without_port(authority or host), self.default_upstream),
-        )
+        headers = end_to_end(raw.raw_headers)
+        upstream = self.upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
+        return Request(raw.method, target, headers, upstream)
 
     def _split(self, target: str) -> tuple[str, str]:
         """
@@ -84,7 +85,7 @@ def _check_framing(raw: web.BaseRequest) -> None:
 def _without_port(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    return host.partition(":")[0].removesuffix(".").lower()  # RFC 1034 §3.1: with the root's dot it is the same name
 
 
 def wants_websocket(raw: web.BaseRequest) -> bool:

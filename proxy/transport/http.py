@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy.core.answer import Body
+from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
@@ -30,6 +31,7 @@ class UpstreamAnswer:
         self.reason = response.reason or ""
         self.headers: HeaderLines = end_to_end(response.raw_headers)
         self.length = _declared_length(response)
+        self.grpc_status: GrpcStatus | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body in the pieces in which it arrives. Raises UpstreamError when it breaks off."""

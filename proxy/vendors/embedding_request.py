@@ -8,11 +8,11 @@ Compatible (the shape of OpenAI's API): ``POST /compatible-mode/v1/embeddings``,
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from proxy.core import jsontext
+from proxy.core import jsontext, judge
 from proxy.core.entry import Row
 from proxy.core.jsontext import Number, Tree
-from proxy.core.plan import Pass, PassReason, Read
-from proxy.core.request import Request
+from proxy.core.plan import Pass, PassReason, Read, Refusal, Scope, Write
+from proxy.core.request import HeaderLines, Request
 from proxy.vendors import dashscope
 from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
@@ -40,8 +40,6 @@ class Dialect:
 class EmbeddingAdapter:
     """Plans the text embedding requests of one dialect."""
 
-    operation = OPERATION
-
     def __init__(
         self, dialect: Dialect, ignored_headers: frozenset[bytes] = frozenset(), caps: Mapping[str, int] | None = None
     ) -> None:
@@ -52,6 +50,14 @@ class EmbeddingAdapter:
     def wants(self, method: str, path: str) -> bool:
         """Whether the route is this dialect's; any other spelling of the path is passed on."""
         return method == "POST" and path == self._dialect.path
+
+    def operation_of(self, method: str, path: str) -> str:  # noqa: ARG002
+        """``embedding``, in both dialects."""
+        return OPERATION
+
+    def write_of(self, method: str, path: str, headers: HeaderLines) -> Write | None:  # noqa: ARG002
+        """None: asking for a vector changes nothing."""
+        return None
 
     def precheck(self, request: Request) -> PassReason | None:
         """A reason to pass that the headers alone give."""
@@ -114,6 +120,25 @@ class EmbeddingRead:
     def operation(self) -> str:
         """``embedding``, in both dialects."""
         return OPERATION
+
+    @property
+    def credential(self) -> bytes:
+        """See ``core.plan.Read``."""
+        return self.identity[0]
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """None: a text's vector never changes for a model."""
+        return ()
+
+    @property
+    def plain(self) -> Read | None:
+        """None: nothing is asked for that the client did not ask for."""
+        return None
+
+    def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
+        """See ``core.judge``."""
+        return judge.refusal(status, headers)
 
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """A body that asks for the texts at *positions*; the client's own bytes when those are all."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from proxy.core.plan import Adapter
+from proxy.vendors.dashvector_grpc import DashVectorGrpc
+from proxy.vendors.dashvector_http import DashVectorHttp
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 
 
@@ -14,6 +16,32 @@ def dashscope_adapters(ignored_headers: frozenset[bytes], batch_caps: Mapping[st
     )
 
 
-def adapter_for(adapters: tuple[Adapter, ...], method: str, path: str) -> Adapter | None:
-    """The first adapter that wants the route; ``None`` for everything that only passes through."""
-    return next((adapter for adapter in adapters if adapter.wants(method, path)), None)
+def dashvector_adapters(ignored_headers: frozenset[bytes], overfetch_topk: int = 0) -> tuple[Adapter, ...]:
+    """
+    The two protocols of DashVector; to be asked for upstreams that are DashVector's, and for no other.
+
+    Together they want every route: whatever is not known to be a read is a write.
+    """
+    return (DashVectorHttp(ignored_headers, overfetch_topk), DashVectorGrpc(ignored_headers, overfetch_topk))
+
+
+class Adapters:
+    """Finds the adapter for a request; *vendors* maps each upstream's name to its vendor."""
+
+    def __init__(
+        self,
+        vendors: Mapping[str, str],
+        *,
+        ignored_headers: frozenset[bytes] = frozenset(),
+        batch_caps: Mapping[str, int] | None = None,
+        overfetch_topk: int = 0,
+    ) -> None:
+        of_vendor = {
+            "dashscope": dashscope_adapters(ignored_headers, batch_caps or {}),
+            "dashvector": dashvector_adapters(ignored_headers, overfetch_topk),
+        }
+        self._of_upstream = {upstream: of_vendor[vendor] for upstream, vendor in vendors.items()}
+
+    def __call__(self, upstream: str, method: str, path: str) -> Adapter | None:
+        """The first adapter that wants the route; ``None`` for everything that only passes through."""
+        return next((adapter for adapter in self._of_upstream[upstream] if adapter.wants(method, path)), None)

@@ -187,7 +187,7 @@ async def test_s9_even_with_the_right_tag_nothing_grows_or_lives_on() -> None:
 
         assert sealed(whole) == rig.values["text 0"]
         header = struct.Struct(codec._HEADER.format)
-        _, form, stored_ms, ttl_ms, length = header.unpack_from(whole)
+        _, form, stored_ms, ttl_ms, _, length = header.unpack_from(whole)
         surroundings = whole[header.size : header.size + length]
         bomb = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
         large = (bomb.compress(bytes(50 * 2**20)) + bomb.flush())[:65_000]
@@ -196,9 +196,9 @@ async def test_s9_even_with_the_right_tag_nothing_grows_or_lives_on() -> None:
         await rig.spoil("text 0", sealed(b"\0" + whole[1:]))
         await rig.spoil("text 0", sealed(whole[:1] + b"\x63" + whole[2:]))
         await rig.spoil(
-            "text 0", sealed(header.pack(codec.FORMAT_VERSION, form, stored_ms, ttl_ms, len(large)) + large)
+            "text 0", sealed(header.pack(codec.FORMAT_VERSION, form, stored_ms, ttl_ms, 0, len(large)) + large)
         )
-        text_form = header.pack(codec.FORMAT_VERSION, Form.TEXT, stored_ms, ttl_ms, len(surroundings))
+        text_form = header.pack(codec.FORMAT_VERSION, Form.TEXT, stored_ms, ttl_ms, 0, len(surroundings))
         await rig.spoil("text 0", sealed(text_form + surroundings + vector_bomb))
         for position in range(1, len(whole), 3):
             await rig.spoil("text 0", sealed(whole[:position]))

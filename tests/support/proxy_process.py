@@ -44,6 +44,8 @@ class ProxyProcess(AdminCalls):
         self,
         *,
         dashscope_url: str | None = None,
+        dashvector_url: str | None = None,
+        dashvector_grpc_url: str | None = None,
         redis_url: str | None = None,
         workers: int = 1,
         profile: str | None = None,
@@ -57,10 +59,17 @@ class ProxyProcess(AdminCalls):
         self._owns_data_dir = data_dir is None
         # A short path: the embedded Redis' socket is in there.
         self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="dashcache-"))
-        stated = {"DASHCACHE_DASHSCOPE_URL": dashscope_url, "REDIS_URL": redis_url, "DASHCACHE_PROFILE": profile}
+        stated = {
+            "DASHCACHE_DASHSCOPE_URL": dashscope_url,
+            "DASHCACHE_DASHVECTOR_URL": dashvector_url,
+            "DASHCACHE_DASHVECTOR_GRPC_URL": dashvector_grpc_url,
+            "REDIS_URL": redis_url,
+            "DASHCACHE_PROFILE": profile,
+        }
         self.env = {
             **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
             "DASHCACHE_HTTP_LISTEN": "127.0.0.1:0",
+            "DASHCACHE_GRPC_LISTEN": "127.0.0.1:0",
             "DASHCACHE_ADMIN_LISTEN": "127.0.0.1:0",
             "DASHCACHE_WORKERS": str(workers),
             "DASHCACHE_KEY_SECRET": self.key_secret,
@@ -153,6 +162,21 @@ class ProxyProcess(AdminCalls):
     def http_url(self) -> str:
         """The data port as a base URL, without a slash at the end."""
         return f"http://{self._ready['http'][0]}"
+
+    @property
+    def https_url(self) -> str:
+        """The data port with TLS as a base URL, without a slash at the end; KeyError when it is not open."""
+        return f"https://{self._ready['https'][0]}"
+
+    @property
+    def grpc_address(self) -> str:
+        """``host:port`` of the first gRPC port, which is the default cluster's; KeyError when none is open."""
+        return str(self._ready["grpc"][0])
+
+    @property
+    def grpcs_address(self) -> str:
+        """``host:port`` of the gRPC port with TLS; KeyError when it is not open."""
+        return str(self._ready["grpcs"][0])
 
     @property
     def admin_address(self) -> str:

@@ -18,15 +18,15 @@ from pydantic_core import PydanticUndefined
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))  # for the run as a program
 
-from proxy.core.upstream import PRESETS, Upstream, split_base_url  # noqa: E402
+from proxy.core.upstream import PRESETS, Upstream, split_base_url, split_vector_url  # noqa: E402
 from proxy.settings import Settings  # noqa: E402
+from proxy.settings_explain import explain  # noqa: E402
 from proxy.settings_source import (  # noqa: E402
     CONTROL_NAMES,
     Leaf,
     allowed,
     dotted,
     environment_names,
-    explain,
     leaves,
     load,
     load_with_sources,
@@ -136,8 +136,9 @@ def test_every_profile_loads(profile: str) -> None:
 
 def test_development_keeps_entries_for_5_to_10_minutes() -> None:
     lifetimes = load({"HOME": "/", "DASHCACHE_PROFILE": "development"}, CONFIG).lifetimes
-    assert lifetimes.embedding_s * (1 - lifetimes.jitter) >= 300
-    assert lifetimes.embedding_s * (1 + lifetimes.jitter) <= 600
+    for lifetime_s in (lifetimes.embedding_s, lifetimes.vector_query_s, lifetimes.vector_stats_s):
+        assert lifetime_s * (1 - lifetimes.jitter) >= 300
+        assert lifetime_s * (1 + lifetimes.jitter) <= 600
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -203,10 +204,23 @@ def test_redis_conf_loads(program: str, tmp_path: Path) -> None:
 def test_the_fixed_names_are_known() -> None:
     names = environment_names()
     assert names["DASHCACHE_HTTP_LISTEN"] == ("listen", "http")
+    assert names["DASHCACHE_HTTPS_LISTEN"] == ("listen", "https")
+    assert names["DASHCACHE_GRPC_LISTEN"] == ("listen", "grpc")
+    assert names["DASHCACHE_GRPCS_LISTEN"] == ("listen", "grpcs")
+    assert names["DASHCACHE_TLS_CERTIFICATE"] == ("listen", "certificate")
+    assert names["DASHCACHE_TLS_KEY"] == ("listen", "key")
     assert names["DASHCACHE_ADMIN_LISTEN"] == ("listen", "admin")
     assert names["DASHCACHE_ADMIN_TOKEN"] == ("listen", "admin_token")
     assert names["REDIS_URL"] == ("redis", "url")
-    for name in ("dashscope_url", "profile", "workers", "key_secret", "data_dir"):
+    for name in (
+        "dashscope_url",
+        "dashvector_url",
+        "dashvector_grpc_url",
+        "profile",
+        "workers",
+        "key_secret",
+        "data_dir",
+    ):
         assert names[f"DASHCACHE_{name.upper()}"] == (name,)
 
 
@@ -279,6 +293,22 @@ def test_what_is_no_base_url(text: str, fault: str) -> None:
     assert str(refused.value).startswith(fault)
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("china", "not a URL; allowed: http(s)://host[:port]"),
+        ("workspace:ws.cn-beijing", "not a URL; allowed: http(s)://host[:port]"),
+        ("vrs-1.dashvector.example", "not a URL; allowed: http(s)://host[:port]"),
+        ("ftp://host", "the scheme must be http or https; allowed: http(s)://host[:port]"),
+        ("https://host:0", "the port must be from 1 to 65535"),
+    ],
+)
+def test_what_is_no_url_of_a_vector_cluster(text: str, fault: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is compared below
+        split_vector_url(text)
+    assert str(refused.value) == fault
+
+
 def test_explain_shows_each_value_and_its_source(tmp_path: Path) -> None:
     (tmp_path / "default.toml").write_text("workers = 2\n[models.m]\nttl_s = 60.0\nbatch_cap = 5")
     (tmp_path / "production.toml").write_text('[start.operations]\nembedding = "shadow"')
@@ -301,9 +331,23 @@ def test_explain_shows_each_value_and_its_source(tmp_path: Path) -> None:
     ):
         assert line in lines
     assert [line for line in lines if line and " " not in line] == [
-        *("general", "listen", "redis", "breaker", "upstream", "limits", "memory", "lifetimes", "identity", "start"),
-        *("log", "models", "upstreams"),
+        *("general", "listen", "redis", "breaker", "upstream", "limits", "memory", "lifetimes", "vector", "identity"),
+        *("start", "log", "models", "upstreams"),
     ]
+
+
+def test_explain_shows_both_protocols_of_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "default.toml").touch()
+    rule = '[[upstreams]]\nname = "b"\nvendor = "dashvector"\nurl = "http://b:80"\n'
+    (tmp_path / "production.toml").write_text(rule + 'listen = "127.0.0.1:1"\ngrpc_listen = "127.0.0.1:2"')
+    loaded = load_with_sources(HOME | {"DASHCACHE_DASHVECTOR_URL": "https://a"}, tmp_path)
+    lines = [" ".join(line.split()) for line in explain(loaded.settings, loaded.sources).splitlines()]
+    for line in (
+        "dashvector gRPC https://a for 127.0.0.1:50051 environment DASHCACHE_DASHVECTOR_URL",
+        "b http://b for b, 127.0.0.1:1 production.toml",
+        "b gRPC http://b:443 for 127.0.0.1:2 production.toml",
+    ):
+        assert line in lines
 
 
 def test_explain_hides_secrets(tmp_path: Path) -> None:

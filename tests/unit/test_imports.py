@@ -14,13 +14,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "vendors": ({"core", "errors", "vendors"}, {"orjson", "msgspec", "numpy"}),
     "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis"}),
-    "transport": ({"core", "errors", "transport"}, {"aiohttp", "multidict", "yarl"}),
+    "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
     "flow": ({"core", "errors", "cache"}, set()),
-    "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp"}),
+    "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
 
-# one file each: whoever replaces the library opens that file only
-SOLE_IMPORTER = {"redis": {"redis_tier.py"}, "pybreaker": {"guard.py"}, "cachetools": {"memory.py"}}
+# whoever replaces the library opens these files only
+SOLE_IMPORTER = {"redis": {"redis_tier.py"}, "pybreaker": {"guard.py"}, "cachetools": {"leases.py", "memory.py"}}
 
 
 def _imports(path: Path) -> set[str]:

@@ -5,39 +5,17 @@ from pathlib import Path
 import pytest
 
 from proxy.core.modes import Mode
-from proxy.core.upstream import Upstream
-from proxy.errors import ConfigError
-from proxy.settings import Settings, is_loopback, split_address
-from proxy.settings_source import (
-    config_folder,
-    environment_names,
-    load,
-    load_with_sources,
-)
+from proxy.settings_source import config_folder, environment_names, load, load_with_sources
+from proxy.settings_types import split_address
+from tests.support.configuration import HOME, empty_config, mistakes, operator_mistakes
 
 CANARY = "canary-4711"
-HOME = {"HOME": "/home/somebody"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A configuration folder of its own: all files there, all empty."""
-    for name in ("default", "development", "staging", "production"):
-        (tmp_path / f"{name}.toml").touch()
-    return tmp_path
-
-
-def mistakes(environ: dict[str, str], folder: Path) -> list[str]:
-    with pytest.raises(ConfigError) as refused:
-        load(HOME | environ, folder)
-    return refused.value.mistakes
-
-
-def operator_mistakes(text: str, folder: Path, **environ: str) -> list[str]:
-    """The mistakes in an operator's file, without its place."""
-    file = folder / "mine.toml"
-    file.write_text(text)
-    return [line.removeprefix(f"{file}: ") for line in mistakes(environ | {"DASHCACHE_CONFIG": str(file)}, folder)]
+    return empty_config(tmp_path)
 
 
 # --- layers ---
@@ -129,7 +107,7 @@ def test_values_from_the_environment(folder: Path) -> None:
 
 
 def test_an_empty_variable_counts_as_not_set(folder: Path) -> None:
-    environ = dict.fromkeys((*environment_names(), "DASHCACHE_CONFIG", "DASHCACHE_GRPC_LISTEN"), " ")
+    environ = dict.fromkeys((*environment_names(), "DASHCACHE_CONFIG"), " ")
     loaded = load_with_sources(HOME | environ, folder)
     assert loaded.sources == {}
     assert loaded.warnings == ()
@@ -149,18 +127,13 @@ def test_what_kubernetes_announces_for_a_service_is_not_ours(folder: Path) -> No
     assert mistakes({"DASHCACHE_PORT": "8080"}, folder)
 
 
-@pytest.mark.parametrize("name", ["DASHCACHE_GRPC_LISTEN", "DASHCACHE_DASHVECTOR_URL", "DASHCACHE_DASHVECTOR_GRPC_URL"])
-def test_names_of_the_coming_feature_are_a_warning(name: str, folder: Path) -> None:
-    loaded = load_with_sources(HOME | {name: "x"}, folder)
-    assert loaded.warnings == (f"{name}: not yet used: DashVector and gRPC come with a later version",)
-
-
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("DASHCACHE_WORKER", "nearest known: DASHCACHE_WORKERS"),
         ("DASHCACHE_REDIS_URL", "nearest known: REDIS_URL"),
         ("DASHCACHE_LISTEN_HTTP", "nearest known: DASHCACHE_HTTP_LISTEN"),
+        ("DASHCACHE_LISTEN_KEY", "nearest known: DASHCACHE_TLS_KEY"),
         ("DASHCACHE_REDIS_DEADLINE", "nearest known: DASHCACHE_REDIS_DEADLINE_MS"),
         ("DASHCACHE_CONFIGDIR", "nearest known: DASHCACHE_CONFIG_DIR"),
         ("DASHCACHE_START_OPERATIONS", "can only be set in a TOML file"),
@@ -221,6 +194,13 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, faul
             '[identity]\nignore_headers = ["Authorization"]',
             "identity.ignore_headers.0: 'Authorization' names the caller and cannot be ignored; allowed: others",
         ),
+        ("dashvector_url = 5", "dashvector_url: cannot be used; allowed: http(s)://host[:port]"),
+        ("dashvector_url = 'china'", "dashvector_url: not a URL; allowed: http(s)://host[:port]"),
+        (
+            "[vector]\noverfetch_topk = 1025",
+            "vector.overfetch_topk: 1025 cannot be used; allowed: a whole number, at least 0, at most 1024",
+        ),
+        ("[vector]\nsettle_s = 601", "vector.settle_s: 601 cannot be used; allowed: a number, at least 0, at most 600"),
         (
             '[[upstreams]]\nname = "b"\nurl = "us"\nhosts = ["h:80"]',
             "upstreams.0.hosts.0: 'h:80' must be a host name without scheme and port, for example embeddings.internal",
@@ -229,6 +209,12 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, faul
 )
 def test_a_mistake_in_a_file_is_named_with_file_and_place(text: str, fault: str, folder: Path) -> None:
     assert operator_mistakes(text, folder) == [fault]
+
+
+@pytest.mark.parametrize("name", ["x-dashscope-apikey", "X-DashScope-WorkSpace", "DashVector-Auth-Token"])
+def test_no_header_that_names_the_caller_can_be_ignored(name: str, folder: Path) -> None:
+    (found,) = operator_mistakes(f'[identity]\nignore_headers = ["{name}"]', folder)
+    assert found.startswith(f"identity.ignore_headers.0: '{name}' names the caller and cannot be ignored; ")
 
 
 def test_a_missing_url_says_what_may_stand_there(folder: Path) -> None:
@@ -280,6 +266,8 @@ def test_a_default_in_place_of_a_wrong_value_is_no_contradiction(folder: Path) -
         ("DASHCACHE_DASHSCOPE_URL", f"https://host?key={CANARY}"),
         ("DASHCACHE_DASHSCOPE_URL", f"ftp://user:{CANARY}@host"),
         ("DASHCACHE_DASHSCOPE_URL", f"user:{CANARY}@host"),
+        ("DASHCACHE_DASHVECTOR_URL", f"https://user:{CANARY}@host"),
+        ("DASHCACHE_DASHVECTOR_GRPC_URL", f"user:{CANARY}@host"),
     ],
 )
 def test_no_mistake_repeats_a_secret(name: str, value: str, folder: Path) -> None:
@@ -300,80 +288,17 @@ def test_no_mistake_in_a_file_repeats_a_secret(text: str, folder: Path) -> None:
     assert CANARY not in "\n".join(operator_mistakes(text, folder))
 
 
-# --- settings that only make sense together ---
+# --- forms ---
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:9180", "[::]:9180", "10.0.0.1:9180", "admin.internal:9180"])
-def test_an_exposed_admin_listener_needs_a_token(address: str, folder: Path) -> None:
-    (found,) = mistakes({"DASHCACHE_ADMIN_LISTEN": address}, folder)
-    assert found.startswith(f"DASHCACHE_ADMIN_LISTEN: {address} can be reached from outside and no token is set; ")
-    load(HOME | {"DASHCACHE_ADMIN_LISTEN": address, "DASHCACHE_ADMIN_TOKEN": "t"}, folder)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.8.0.1:1", "[::1]:9180", "localhost:9180"])
-def test_a_loopback_admin_listener_needs_none(address: str, folder: Path) -> None:
-    assert is_loopback(load(HOME | {"DASHCACHE_ADMIN_LISTEN": address}, folder).listen.admin)
-
-
-def test_an_empty_token_is_none(folder: Path) -> None:
-    found = operator_mistakes('[listen]\nadmin = "0.0.0.0:1"\nadmin_token = ""', folder)
-    assert found == ["listen.admin_token: cannot be used; allowed: text that is not empty"]
-
-
-@pytest.mark.parametrize(
-    ("http", "admin", "clash"),
-    [
-        ("127.0.0.1:80", "127.0.0.1:80", True),
-        ("0.0.0.0:80", "127.0.0.1:80", True),
-        ("localhost:80", "127.0.0.1:80", True),
-        ("127.0.0.1:80", "127.0.0.2:80", False),
-        ("127.0.0.1:80", "127.0.0.1:81", False),
-        ("127.0.0.1:0", "127.0.0.1:0", False),
-    ],
-)
-def test_listeners_that_share_a_port(http: str, admin: str, clash: bool) -> None:
-    settings = Settings.model_validate({"listen": {"http": http, "admin": admin}})
-    assert bool(settings.conflicts()) is clash
-
-
-def test_upstreams_that_contradict_each_other(folder: Path) -> None:
-    text = """
-        [[upstreams]]
-        name = "one"
-        url = "us"
-        hosts = ["A.internal"]
-        [[upstreams]]
-        name = "one"
-        url = "us"
-        hosts = ["a.internal"]
-        [[upstreams]]
-        name = "dashscope"
-        url = "us"
-        listen = "127.0.0.1:8080"
-        [[upstreams]]
-        name = "idle"
-        url = "us"
-    """
-    assert operator_mistakes(text, folder) == [
-        "upstreams: the name dashscope is taken twice (dashscope_url has it); allowed: a name for each",
-        "upstreams: the name one is taken twice; allowed: a name for each",
-        "upstreams: the host a.internal is claimed twice; allowed: each host once",
-        "upstreams: nothing selects idle; allowed: hosts, listen, or both",
-        "upstreams: listen.http (127.0.0.1:8080) and upstream dashscope (127.0.0.1:8080) share a port; allowed: two",
+def test_paths_are_the_same_for_every_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    assert load(HOME | {"DASHCACHE_DATA_DIR": "~/data"}, folder).data_dir == folder / "data"
+    assert load(HOME | {"DASHCACHE_DATA_DIR": "data"}, folder).data_dir == folder / "data"
+    assert mistakes({"DASHCACHE_DATA_DIR": "~nobody-of-this-name/x"}, folder) == [
+        "DASHCACHE_DATA_DIR: '~nobody-of-this-name/x' begins with ~ and there is no such home folder; allowed: a path"
     ]
-
-
-# --- upstreams ---
-
-
-def test_all_upstreams_begin_with_the_default_one() -> None:
-    rule = {"name": "sgp", "url": "international", "hosts": ["SGP.internal"], "listen": "127.0.0.1:8081"}
-    settings = Settings.model_validate({"dashscope_url": "http://127.0.0.1:9000", "upstreams": [rule]})
-    assert settings.conflicts() == []
-    assert settings.all_upstreams() == (
-        Upstream("dashscope", "dashscope", "http", "127.0.0.1", 9000),
-        Upstream("sgp", "dashscope", "https", "dashscope-intl.aliyuncs.com", 443, ("sgp.internal",), "127.0.0.1:8081"),
-    )
 
 
 def test_addresses_are_split() -> None:

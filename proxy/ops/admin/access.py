@@ -16,7 +16,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from proxy.ops.telemetry.log_output import error_fields, logger
-from proxy.settings import Listen, split_address
+from proxy.settings import Listen
+from proxy.settings_types import split_address
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",

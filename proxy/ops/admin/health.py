@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.core.listening import Port
 from proxy.ops.processes.redis_link import LinkDown, RedisLink
 from proxy.ops.processes.workers import Workers
 
@@ -37,7 +38,7 @@ class State:
     workers: Workers | None = None
     wanted: int = 0
     started_mono_s: float = field(default_factory=time.monotonic)
-    http: list[str] = field(default_factory=list)
+    listening: list[Port] = field(default_factory=list)
     admin: str = ""
 
     @property
@@ -54,6 +55,13 @@ class State:
         one Redis is down would turn a slow hour into an outage.
         """
         return self.phase is Phase.SERVING and self.serving > 0
+
+    def listeners(self) -> dict[str, Any]:
+        """Addresses by protocol, as many as there are: a list for each of the data ports' protocols in use."""
+        by_protocol: dict[str, Any] = {}
+        for port in self.listening:
+            by_protocol.setdefault(port.protocol, []).append(port.address)
+        return {**by_protocol, "admin": self.admin}
 
     def worker_counts(self) -> dict[str, int]:
         """Workers that serve, and how many should."""
@@ -89,5 +97,11 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
         verdict = "degraded"
     else:
         verdict = "healthy"
-    body = {"status": verdict, "phase": state.phase, "redis": redis, "workers": state.worker_counts()}
+    body = {
+        "status": verdict,
+        "phase": state.phase,
+        "listeners": state.listeners(),
+        "redis": redis,
+        "workers": state.worker_counts(),
+    }
     return (503 if verdict == "unhealthy" else 200), body

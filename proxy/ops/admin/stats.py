@@ -1,12 +1,16 @@
 """``GET /v1/stats``: the counters of all workers as one JSON document for people and dashboards."""
 
 import importlib.metadata
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.core.modes import Rule
+from proxy.core.purges import Marks
 from proxy.ops.admin import prices
 from proxy.ops.admin.health import State
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.switches.purges import named
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.metric_files import Totals
 
@@ -43,16 +47,24 @@ class _Sums:
 
 
 def stats(
-    totals: Totals, state: State, redis: dict[str, Any], modes: LiveModes, upstreams: tuple[str, ...]
+    totals: Totals,
+    state: State,
+    redis: dict[str, Any],
+    modes: LiveModes,
+    upstreams: Mapping[str, Sequence[str]],
+    *,
+    marks: Marks,
 ) -> dict[str, Any]:
-    """The document."""
+    """The document; *upstreams* have their operations beside them, *marks* are the purges'."""
     sums = _Sums(totals)
-    operations = {name: _operation(sums, name) for name in (*labels.OPERATIONS, labels.OTHER)}
+    served = {name for names in upstreams.values() for name in names}
+    shown = [name for name in (*labels.OPERATIONS, labels.OTHER) if name in served or name == labels.OTHER]
+    operations = {name: _operation(sums, name) for name in shown}
     return {
         "version": version(),
         "phase": state.phase,
         "uptime_s": state.uptime_s(),
-        "listeners": {"http": state.http, "admin": state.admin},
+        "listeners": state.listeners(),
         "workers": state.worker_counts(),
         "redis": {**redis, "failures": sums.by("dashcache_redis_failures_total", "kind")},
         "breaker": _breaker(sums, state),
@@ -65,6 +77,11 @@ def stats(
             "failed": sums.one("dashcache_stores_total", result="failed"),
             "rejected_on_read": sums.one("dashcache_entries_rejected_total"),
         },
+        "invalidations": {
+            "told": sums.one("dashcache_invalidations_total", result="told"),
+            "untold": sums.one("dashcache_invalidations_total", result="untold"),
+            "pending": sums.one("dashcache_pending_invalidations"),
+        },
         "operations": operations,
         "upstreams": {name: _upstream(sums, name) for name in upstreams},
         "shadow": sums.by("dashcache_shadow_total", "result"),
@@ -74,18 +91,28 @@ def stats(
             "basis": prices.BASIS,
         },
         "modes": modes_document(modes, upstreams),
+        "purges": _purges(marks),
     }
 
 
-def modes_document(modes: LiveModes, upstreams: tuple[str, ...]) -> dict[str, Any]:
-    """What holds for each upstream and operation, and the rules that make it so."""
+def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What holds for each upstream and those of its operations that have modes, and the rules that make it so."""
     return {
         "effective": {
-            upstream: {operation: modes.mode(upstream, operation) for operation in labels.OPERATIONS}
-            for upstream in upstreams
+            upstream: {name: modes.mode(upstream, name) for name in operations if name in labels.SWITCHABLE}
+            for upstream, operations in upstreams.items()
         },
         "rules": [_rule(rule) for rule in modes.in_force()],
     }
+
+
+def _purges(marks: Marks) -> dict[str, Any]:
+    """How many marks keys are made with, and the latest."""
+    last = max(marks.marks, key=lambda mark: mark.set_unix_s, default=None)
+    if last is None:
+        return {"marks": 0, "last": None}
+    age_s = round(max(0.0, time.time() - last.set_unix_s))
+    return {"marks": len(marks.marks), "last": {"scope": named(last.extent), "token": last.token, "age_s": age_s}}
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

@@ -7,55 +7,45 @@ Connections only reach sockets that listen: the workers'.
 
 import socket
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from proxy.core.listening import Port
 from proxy.errors import ConfigError
-from proxy.settings import Settings, split_address
+from proxy.settings import Settings
+from proxy.settings_types import split_address
 
 # After a kill -9 of the supervisor its workers need a moment to see that it is gone and stop listening.
 _PATIENCE_S = 3.0
 _PAUSE_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """A held port; *upstream* is empty for the port that serves all of them."""
+class Reserved(NamedTuple):
+    """A held port, and what holds it."""
 
-    upstream: str
-    host: str
-    port: int
+    port: Port
     socket: socket.socket
-
-    @property
-    def address(self) -> str:
-        """``host:port`` as people write it."""
-        return shown(self.host, self.port)
-
-
-def shown(host: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 host."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def reserve_all(settings: Settings) -> list[Reserved]:
     """
-    Hold every data port of *settings*.
+    Hold every data port of *settings*, in their order.
 
     Raises:
         ConfigError: naming every port that cannot be had.
     """
-    wanted = [("", "listen.http", settings.listen.http)]
-    wanted += [(rule.name, f"upstreams.{rule.name}.listen", rule.listen) for rule in settings.upstreams if rule.listen]
     held: list[Reserved] = []
     mistakes: list[str] = []
-    for upstream, name, address in wanted:
-        host, port = split_address(address)
+    for listener in settings.listeners():
+        host, number = split_address(listener.address)
         try:
-            bound = bind(host, port, shared=True)
+            bound = bind(host, number, shared=True)
         except OSError as error:
-            mistakes.append(f"{name}: cannot listen on {address}: {error.strerror or error}")
-        else:
-            held.append(Reserved(upstream, host, bound.getsockname()[1], bound))
+            mistakes.append(f"{listener.name}: cannot listen on {listener.address}: {error.strerror or error}")
+            continue
+        address, real_number = bound.getsockname()[:2]
+        # gRPC resolves a name to all its addresses, of which only one is held here.
+        served = address if listener.protocol in ("grpc", "grpcs") else host
+        held.append(Reserved(Port(listener.protocol, listener.upstream, served, real_number), bound))
     if mistakes:
         for reserved in held:
             reserved.socket.close()

@@ -13,15 +13,18 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import uvloop
 
+from proxy.core.listening import Port
 from proxy.core.modes import Modes
+from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import Hello, WorkerControl, settings_from_json, worker_end
 from proxy.ops.processes.process import CONTROL_VARIABLE, die_with_parent
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.settings import Settings
 
-Serve = Callable[[Settings, Sequence[tuple[str, str, int]], bytes, str | None, WorkerControl], Awaitable[None]]
+Serve = Callable[[Settings, Sequence[Port], bytes, str | None, WorkerControl], Awaitable[None]]
 """What ``proxy.app.serve_worker`` is: serve the ports until ``control.wait_drain`` returns, then end."""
 
 # Beyond the time for draining: to close connections to Redis and upstreams.
@@ -51,7 +54,15 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
     writer = configure(settings.log, f"worker-{hello.worker}")
     modes = LiveModes(settings.start)
     modes.replace(Modes(hello.rules))
-    control = WorkerControl(channel, modes, settings.limits.drain_s, _end_at_last)
+    control = WorkerControl(
+        channel,
+        modes,
+        settings.limits.drain_s,
+        _end_at_last,
+        number=hello.worker,
+        count=hello.workers,
+        purges=LivePurges(Marks(hello.marks)),
+    )
     tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
     control.start(tasks)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: control.drain(settings.limits.drain_s))

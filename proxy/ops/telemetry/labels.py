@@ -11,14 +11,20 @@ from proxy.core.outcome import CacheState
 from proxy.core.plan import PassReason, Refusal
 from proxy.errors import ErrorCode
 from proxy.settings import Settings
-from proxy.vendors.registry import dashscope_adapters
+from proxy.vendors import dashvector, embedding_request
 
 OTHER = "other"
 
-OPERATIONS: tuple[str, ...] = tuple(
-    sorted({adapter.operation for adapter in dashscope_adapters(frozenset(), {})} - {OTHER})
-)
-"""Operations that the cache answers; what an operator can name in a mode."""
+OPERATIONS_OF: dict[str, tuple[str, ...]] = {
+    "dashscope": (embedding_request.OPERATION,),
+    "dashvector": (dashvector.QUERY, dashvector.STATS, dashvector.WRITE),
+}
+"""By vendor: the operations that the cache answers, or that make its answers stale."""
+
+OPERATIONS: tuple[str, ...] = tuple(name for names in OPERATIONS_OF.values() for name in names)
+
+SWITCHABLE: tuple[str, ...] = tuple(name for name in OPERATIONS if name != dashvector.WRITE)
+"""What an operator can name in a mode. In every mode a write is forwarded, and makes stale what it changes."""
 
 STATES: tuple[str, ...] = tuple(state.value for state in CacheState)
 ITEM_RESULTS = ("memory", "redis", "forwarded", "coalesced")
@@ -39,6 +45,11 @@ REASONS: frozenset[str] = frozenset(member.value for kind in (PassReason, Refusa
 def upstream_names(settings: Settings) -> tuple[str, ...]:
     """The names of all configured upstreams."""
     return tuple(upstream.name for upstream in settings.all_upstreams())
+
+
+def upstream_operations(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """The operations of each configured upstream, by its name."""
+    return {upstream.name: OPERATIONS_OF[upstream.vendor] for upstream in settings.all_upstreams()}
 
 
 def known(value: str, allowed: Iterable[str]) -> str:

@@ -62,6 +62,14 @@ class Observer:
         """See Telemetry."""
         self._metrics.entries_rejected(entries)
 
+    def invalidated(self, told: bool) -> None:
+        """See Telemetry; counted only: a breaker's line says that Redis is away, the gauge how much waits for it."""
+        self._metrics.invalidated(told)
+
+    def pending(self, count: int) -> None:
+        """This worker has so many scopes that a write made stale and that Redis is not told of yet."""
+        self._metrics.pending(count)
+
     def background_failed(self, error: BaseException) -> None:
         """See Telemetry."""
         self._metrics.background_failed(error)
@@ -76,6 +84,7 @@ def request_fields(outcome: Outcome) -> dict[str, Any]:
         "state": outcome.state.value,
         "detail": outcome.detail,
         "status": outcome.status,
+        "grpc_code": outcome.grpc_code,
         "items": outcome.items,
         "hits_memory": outcome.hits_memory,
         "hits_redis": outcome.hits_redis,

@@ -9,11 +9,11 @@ import contextlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest, mmap_dict, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, mmap_dict, multiprocess
 from prometheus_client.metrics_core import Metric
 
 from proxy.core.modes import Mode
@@ -61,6 +61,7 @@ class MetricFiles:
             ("mode", "operation"),
             registry=self._registry,
         )
+        self._purges = Counter("dashcache_purges", "Purges that operators ordered here.", registry=self._registry)
 
     async def render(self) -> bytes:
         """All metrics in Prometheus' text form."""
@@ -82,12 +83,20 @@ class MetricFiles:
         self._workers.set(serving)
         self._wanted.set(wanted)
 
-    def modes(self, modes: LiveModes, upstreams: tuple[str, ...]) -> None:
-        """Set the gauges of the modes, so that a dashboard shows a switch that somebody forgot."""
-        for operation in labels.OPERATIONS:
-            holding = {modes.mode(upstream, operation) for upstream in upstreams}
+    def modes(self, modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> None:
+        """
+        Set the gauges of the modes, so that a dashboard shows a switch that somebody forgot.
+
+        *upstreams* have their operations beside them.
+        """
+        for operation in labels.SWITCHABLE:
+            holding = {modes.mode(upstream, operation) for upstream, names in upstreams.items() if operation in names}
             for mode in (Mode.BYPASS, Mode.SHADOW):
                 self._mode.labels(mode.value, operation).set(1 if mode in holding else 0)
+
+    def purged(self) -> None:
+        """Count a purge."""
+        self._purges.inc()
 
     def close(self) -> None:
         """Remove the folder."""

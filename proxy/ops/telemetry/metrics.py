@@ -67,6 +67,14 @@ class Metrics:
         """See Telemetry."""
         self._rejected.inc(entries)
 
+    def invalidated(self, told: bool) -> None:
+        """See Telemetry."""
+        self._invalidations["told" if told else "untold"].inc()
+
+    def pending(self, count: int) -> None:
+        """Of how many scopes this worker has to tell Redis yet that a write made them stale."""
+        self._pending.set(count)
+
     def background_failed(self, error: BaseException) -> None:  # noqa: ARG002  Telemetry's form
         """See Telemetry."""
         self._background_failures.inc()
@@ -150,6 +158,13 @@ class Metrics:
         )
         self._background_failures = self._counter(
             "dashcache_background_failures", "Background tasks that ended with an error."
+        )
+        invalidations = self._counter(
+            "dashcache_invalidations", "Writes that made answers stale: Redis was told, or not at once.", "result"
+        )
+        self._invalidations = {result: invalidations.labels(result) for result in ("told", "untold")}
+        self._pending = self._gauge(
+            "dashcache_pending_invalidations", "Scopes made stale that Redis is not told of; none of them is read."
         )
         self._breaker_open = self._gauge(
             "dashcache_breaker_open_workers", "Workers whose breaker keeps Redis out of the way."

@@ -1,5 +1,6 @@
 """Sealed entries: what comes back, and that everything else is rejected (S9)."""
 
+import dataclasses
 import itertools
 import random
 import struct
@@ -19,7 +20,7 @@ from proxy.core.key import Secret, authentication_tag
 SECRET = Secret.derive(b"deployment")
 KEY = b"k" * 32
 CODEC = Codec(SECRET, 1 << 20)
-HEADER = struct.Struct("<BBQQI")
+HEADER = struct.Struct("<BBQQBI")
 
 ENVELOPE = b'{"output":{"embeddings":\x02},"usage":\x03,"request_id":\x04}'
 SKELETON = b'{"embedding":\x00,"text_index":\x01}'
@@ -54,7 +55,7 @@ def sealed_with(stored: bytes, key: bytes = KEY, secret: Secret = SECRET) -> byt
 def contents(form: int, surroundings: bytes, packed: bytes, *, version: int = FORMAT_VERSION, length=None) -> bytes:
     """Stored bytes of a chosen form."""
     squeezed = codec_module._squeeze(surroundings)
-    return HEADER.pack(version, form, 1, 2, len(squeezed) if length is None else length) + squeezed + packed
+    return HEADER.pack(version, form, 1, 2, 0, len(squeezed) if length is None else length) + squeezed + packed
 
 
 def rejects(sealed: bytes, key: bytes = KEY, codec: Codec = CODEC) -> bool:
@@ -165,6 +166,18 @@ def test_s9_a_part_of_one_entry_does_not_open_in_another():
     assert rejects(one[:34] + other[34:])
 
 
+@pytest.mark.parametrize("generation", [b"", b"t", bytes(range(72)), b"\x00" * 255])
+def test_the_tokens_that_an_entry_was_kept_under_come_back_with_it(generation):
+    each = dataclasses.replace(entry(), generation=generation)
+    assert CODEC.open(KEY, CODEC.seal(KEY, each)) == each
+
+
+@pytest.mark.parametrize("envelope", [b"\x1e", b"\x1e\x1e\x1e\x1e\x1e", bytes(range(256)), b"\x04\x00\x00\x00\x08\x1e"])
+def test_an_envelope_may_hold_any_byte(envelope):
+    each = entry(b"", envelope=envelope, skeleton=b"", usage=())
+    assert CODEC.open(KEY, CODEC.seal(KEY, each)) == each
+
+
 def test_s9_random_bytes_are_rejected():
     chance = random.Random(9)
     for length in itertools.chain(range(200), [3_553, 100_000]):
@@ -176,7 +189,9 @@ def test_s9_random_contents_under_a_right_tag_are_rejected():
     chance = random.Random(99)
     for number in range(3_000):
         length = chance.randrange(120)
-        stored = HEADER.pack(1, chance.randrange(8), 0, 0, chance.randrange(130)) + chance.randbytes(length)
+        stored = HEADER.pack(
+            FORMAT_VERSION, chance.randrange(8), 0, 0, chance.randrange(130), chance.randrange(130)
+        ) + chance.randbytes(length)
         assert rejects(sealed_with(stored)), number
 
 

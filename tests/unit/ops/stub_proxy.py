@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from proxy.core.listening import Port
 from proxy.core.outcome import CacheState, Outcome
 from proxy.ops.processes.channel import WorkerControl
 from proxy.settings import Settings
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 async def serve(
     settings: Settings,
-    ports: Sequence[tuple[str, str, int]],
+    ports: Sequence[Port],
     secret: bytes,
     redis_url: str | None,
     control: WorkerControl,
@@ -47,6 +48,10 @@ async def serve(
             observer.observe(hit)
         told = {
             "pid": os.getpid(),
+            "number": control.number,
+            "count": control.count,
+            "data_dir": str(settings.data_dir),
+            "ports": ports,
             "mode": control.modes.mode("dashscope", "embedding"),
             "secret": secret.decode(),
             "redis": redis_url,
@@ -57,11 +62,11 @@ async def serve(
         writer.close()
 
     servers = []
-    for _, host, port in ports:
+    for port in ports:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind((port.host, port.number))
         servers.append(await asyncio.start_server(answer, sock=listener))
     await control.ready()
     await control.wait_drain()

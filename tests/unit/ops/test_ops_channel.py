@@ -5,17 +5,22 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
+from proxy.core.listening import Port
 from proxy.core.modes import Mode, Rule
+from proxy.core.purges import Mark
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import (
     Channel,
+    Confirmed,
     Drain,
-    ModesSet,
+    Hello,
     Ready,
     SetModes,
+    SetPurges,
     ToSupervisor,
     WorkerControl,
     settings_from_json,
@@ -54,16 +59,39 @@ def test_settings_arrive_whole_with_their_secrets() -> None:
         redis=Redis(url=SecretStr("redis://:password-canary@localhost/0")),
         listen=Listen(admin_token=SecretStr("token-canary")),
         start=Start(operations={"embedding": Mode.SHADOW}),
-        upstreams=(UpstreamRule(name="us", url="us", hosts=("us.example",)),),
+        upstreams=(
+            UpstreamRule(name="us", url="us", hosts=("us.example",)),
+            UpstreamRule(name="v", vendor="dashvector", url="https://v", grpc_listen="127.0.0.1:1"),
+        ),
+        dashvector_url="https://cluster.example",
         dashscope_url="international",
     )
     assert settings_from_json(settings_to_json(settings)) == settings
 
 
+async def test_a_worker_is_told_its_ports_and_its_number() -> None:
+    ports = (Port("http", "", "127.0.0.1", 8080), Port("grpc", "dashvector", "::1", 50051))
+    ours, theirs = socket.socketpair()
+    supervisor, worker = await supervisor_end(ours), await worker_end(theirs)
+    supervisor.send(Hello(2, 4, msgspec.Raw(b"{}"), ports, b"secret", None, ()))
+    hello = await worker.receive()
+    assert isinstance(hello, Hello)
+    assert (hello.worker, hello.workers, hello.ports) == (2, 4, ports)
+    assert [port.address for port in hello.ports] == ["127.0.0.1:8080", "[::1]:50051"]
+    supervisor.close()
+    worker.close()
+
+
 async def test_a_switch_is_in_force_when_it_is_confirmed(pair: Pair) -> None:
     pair.supervisor.send(SetModes(7, (Rule(Mode.BYPASS, set_unix_s=1.0, until_unix_s=4e9),)))
-    assert await pair.supervisor.receive() == ModesSet(7)
+    assert await pair.supervisor.receive() == Confirmed(7)
     assert pair.control.modes.mode("dashscope", "embedding") is Mode.BYPASS
+
+
+async def test_a_purge_is_in_force_when_it_is_confirmed(pair: Pair) -> None:
+    pair.supervisor.send(SetPurges(8, (Mark("ab" * 16, 1.0, model="模型"),)))
+    assert await pair.supervisor.receive() == Confirmed(8)
+    assert pair.control.purges.tokens_for("dashscope", "embedding", "模型", ()) == (b"\xab" * 16,)
 
 
 async def test_ready_is_reported(pair: Pair) -> None:

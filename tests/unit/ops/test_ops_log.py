@@ -60,8 +60,15 @@ def test_a_request_is_one_line(pipe: Pipe) -> None:
     )
     (line,) = pipe.lines()
     assert (line["event"], line["state"], line["items"], line["hits_redis"]) == ("request", "partial", 10, 9)
+    assert line["grpc_code"] is None
     assert line["process"] == "worker-1"
     assert line["timestamp"].endswith("Z")
+
+
+def test_how_a_grpc_call_ended_is_told(pipe: Pipe) -> None:
+    Observer(Metrics(()), log_requests=True).observe(Outcome(operation="vector-query", grpc_code=14))
+    (line,) = pipe.lines()
+    assert (line["operation"], line["grpc_code"]) == ("vector-query", 14)
 
 
 def test_requests_can_be_left_out_of_the_log(pipe: Pipe) -> None:

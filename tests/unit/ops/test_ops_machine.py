@@ -1,10 +1,12 @@
 """What the supervisor takes from the machine: the data folder, ports, the surroundings of its children."""
 
+import asyncio
 import os
 import socket
 import sys
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from proxy.errors import ConfigError
@@ -71,8 +73,8 @@ def test_a_port_chosen_once_is_the_same_for_all_and_stays_taken() -> None:
         upstreams=(UpstreamRule(name="us", url="us", listen="127.0.0.1:0"),),
     )
     held = ports.reserve_all(settings)
-    assert [reserved.upstream for reserved in held] == ["", "us"]
-    port = held[0].port
+    assert [reserved.port.upstream for reserved in held] == ["", "us"]
+    port = held[0].port.number
     workers = []
     for _ in range(2):
         worker = socket.socket()
@@ -87,10 +89,28 @@ def test_a_port_chosen_once_is_the_same_for_all_and_stays_taken() -> None:
         taken.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "0.0.0.0"])
+async def test_grpc_servers_share_a_held_port(host: str) -> None:
+    listen = Listen(http="127.0.0.1:0", grpc=f"{host}:0")
+    held = ports.reserve_all(Settings(listen=listen, dashvector_url="https://cluster.example"))
+    (port,) = [reserved.port for reserved in held if reserved.port.protocol == "grpc"]
+    assert port.host in ("127.0.0.1", "::1", "0.0.0.0")  # a name could mean more than what is held
+    servers = [grpc.aio.server() for _ in range(2)]
+    assert [server.add_insecure_port(port.address) for server in servers] == [port.number] * 2
+    for server in servers:
+        await server.start()
+    async with grpc.aio.insecure_channel(f"{host}:{port.number}".replace("0.0.0.0", "127.0.0.1")) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 10)
+    for server in servers:
+        await server.stop(None)
+    for reserved in held:
+        reserved.socket.close()
+
+
 def test_a_port_that_only_waits_refuses_connections() -> None:
     (held,) = ports.reserve_all(Settings(listen=Listen(http="127.0.0.1:0")))
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", held.port), timeout=5)
+        socket.create_connection(("127.0.0.1", held.port.number), timeout=5)
     held.socket.close()
 
 
@@ -117,10 +137,10 @@ def test_another_proxy_cannot_join_a_port(monkeypatch: pytest.MonkeyPatch) -> No
     with socket.socket() as worker:
         worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        worker.bind(("127.0.0.1", held.port))
+        worker.bind(("127.0.0.1", held.port.number))
         worker.listen()
         with pytest.raises(ConfigError):
-            ports.reserve_all(Settings(listen=Listen(http=f"127.0.0.1:{held.port}")))
+            ports.reserve_all(Settings(listen=Listen(http=f"127.0.0.1:{held.port.number}")))
     held.socket.close()
 
 

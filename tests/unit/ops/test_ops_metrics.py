@@ -89,6 +89,22 @@ def test_a_call_without_an_answer_has_a_class_of_its_own(metrics: Metrics) -> No
     assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="none") == 2
 
 
+@pytest.mark.parametrize("operation", ["vector-query", "vector-stats"])
+def test_a_vector_hit_counts_as_a_saved_call(metrics: Metrics, operation: str) -> None:
+    metrics.observe(Outcome(operation=operation, state=CacheState.HIT, status=200, items=1, hits_redis=1))
+    assert value(metrics, "dashcache_items_total", operation=operation, result="redis") == 1
+    assert value(metrics, "dashcache_operation_calls_total", operation=operation, result="saved") == 1
+
+
+def test_a_write_is_a_request_and_a_call_and_no_item(metrics: Metrics) -> None:
+    write = Outcome(operation="vector-write", upstream="dashscope", state=CacheState.WRITE, status=200)
+    write.upstream_calls, write.upstream_status = 1, 200
+    metrics.observe(write)
+    assert value(metrics, "dashcache_requests_total", operation="vector-write", state="write") == 1
+    assert value(metrics, "dashcache_operation_calls_total", operation="vector-write", result="made") == 1
+    assert value(metrics, "dashcache_items_total", operation="vector-write", result="forwarded") == 0
+
+
 def test_bypassed_items_do_not_spoil_the_hit_ratio(metrics: Metrics) -> None:
     metrics.observe(
         Outcome(operation="embedding", state=CacheState.BYPASS, detail=PassReason.BYPASS, items=5, forwarded=5)
@@ -144,6 +160,14 @@ def test_telemetry_is_counted(metrics: Metrics) -> None:
     metrics.entries_rejected(3)
     metrics.memory(7, 900)
     metrics.background_failed(ValueError("secret"))
+    metrics.invalidated(told=True)
+    metrics.invalidated(told=False)
+    metrics.invalidated(told=False)
+    metrics.pending(7)
+    metrics.pending(4)
+    assert value(metrics, "dashcache_invalidations_total", result="told") == 1
+    assert value(metrics, "dashcache_invalidations_total", result="untold") == 2
+    assert value(metrics, "dashcache_pending_invalidations") == 4
     assert value(metrics, "dashcache_stores_total", result="stored") == 5
     assert value(metrics, "dashcache_stores_total", result="failed") == 2
     assert value(metrics, "dashcache_entries_rejected_total") == 3
@@ -201,8 +225,12 @@ async def test_a_file_broken_by_a_dying_worker_costs_its_figures_only(files: Met
 async def test_the_modes_are_gauges(files: MetricFiles) -> None:
     modes = LiveModes(Start())
     modes.replace(Modes().with_rule(Rule(Mode.BYPASS, operation="embedding", set_unix_s=1.0)))
-    files.modes(modes, ("dashscope",))
+    modes.replace(modes.switched.with_rule(Rule(Mode.BYPASS, operation="vector-query", set_unix_s=1.0)))
+    files.modes(modes, {"dashscope": ("embedding",)})
     totals = await files.totals()
+    # No upstream has it.
+    assert totals["dashcache_mode_active", (("mode", "bypass"), ("operation", "vector-query"))] == 0
+    assert ("dashcache_mode_active", (("mode", "bypass"), ("operation", "vector-write"))) not in totals
     assert totals["dashcache_mode_active", (("mode", "bypass"), ("operation", "embedding"))] == 1
     assert totals["dashcache_mode_active", (("mode", "shadow"), ("operation", "embedding"))] == 0
 

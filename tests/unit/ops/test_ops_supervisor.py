@@ -1,5 +1,6 @@
 """The processes, with a worker that does next to nothing: who starts, who is replaced, and that nobody is left."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from proxy.ops.admin.health import Phase
+from proxy.ops.processes.supervisor import Supervisor
+from proxy.ops.switches.share import Share
+from proxy.settings import Listen, Redis, Settings
+from tests.support.certificate import made_certificate
 from tests.support.child import descendants, process_state, send_signal
 from tests.support.proxy_process import ProxyProcess, ProxyStartError
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import wait_until_sync
+from tests.support.waiting import wait_until, wait_until_sync
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_proxy.py")), "run")
 
@@ -67,6 +74,44 @@ def test_workers_share_one_port_and_know_what_they_need(start: Start) -> None:
     # Both listen: the kernel spreads connections over them.
     wait_until_sync(lambda: say(proxy)["pid"] != told["pid"])
     assert proxy.stop() == 0
+
+
+def test_every_port_is_held_reported_and_handed_on(start: Start, tmp_path: Path) -> None:
+    certificate, key = made_certificate(tmp_path)
+    tls = {"DASHCACHE_HTTPS_LISTEN": "127.0.0.1:0", "DASHCACHE_GRPCS_LISTEN": "127.0.0.1:0"}
+    tls |= {"DASHCACHE_TLS_CERTIFICATE": str(certificate), "DASHCACHE_TLS_KEY": str(key)}
+    proxy = start(dashvector_url="https://cluster.example", env=tls)
+    ports = [tuple(port) for port in say(proxy)["ports"]]
+    assert [port[:3] for port in ports] == [
+        ("http", "", "127.0.0.1"),
+        ("https", "", "127.0.0.1"),
+        ("grpc", "dashvector", "127.0.0.1"),
+        ("grpcs", "dashvector", "127.0.0.1"),
+    ]
+    assert 0 not in [port[3] for port in ports]
+    addresses = [proxy.http_url, proxy.https_url, proxy.grpc_address, proxy.grpcs_address]
+    assert [int(address.rpartition(":")[2]) for address in addresses] == [port[3] for port in ports]
+    listeners = proxy.admin("GET", "/healthz").json()["listeners"]
+    assert listeners["grpc"] == [proxy.grpc_address]
+
+
+def test_workers_know_their_numbers_and_the_folder(start: Start, data_dir: Path) -> None:
+    proxy = start(workers=2, data_dir=data_dir)
+    seen: dict[int, dict[str, Any]] = {}
+
+    def both_seen() -> bool:
+        told = say(proxy)
+        seen[told["number"]] = told
+        return len(seen) == 2
+
+    wait_until_sync(both_seen)
+    assert sorted(seen) == [1, 2]
+    assert {(told["count"], told["data_dir"]) for told in seen.values()} == {(2, str(data_dir))}
+    assert say(proxy, "crash") is None
+    replaced = {told["pid"] for told in seen.values()}
+    seen.clear()
+    wait_until_sync(lambda: both_seen() and {told["pid"] for told in seen.values()} != replaced)
+    assert sorted(seen) == [1, 2]
 
 
 def test_a_worker_that_dies_is_replaced_and_its_figures_stay(start: Start) -> None:
@@ -174,3 +219,26 @@ def test_ctrl_c_in_a_terminal_drains_too(start: Start) -> None:
     os.killpg(os.getpgid(proxy.pid), signal.SIGINT)
     assert answer(held)["pid"]
     assert proxy.stop() == 0
+
+
+async def test_what_other_replicas_ordered_is_asked_before_any_worker_starts(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        workers=1,
+        listen=Listen(http="127.0.0.1:0", admin="127.0.0.1:0"),
+        redis=Redis(url=SecretStr(redis_server.url)),
+    )
+    supervisor = Supervisor(settings, tmp_path, worker_command=[sys.executable, STUB[1], "worker"])
+    workers_at_first: list[object] = []
+
+    async def first(_share: Share) -> None:
+        workers_at_first.append(supervisor.state.workers)
+
+    monkeypatch.setattr(Share, "first", first)
+    running = asyncio.ensure_future(supervisor.run())
+    await wait_until(lambda: running.done() or supervisor.state.phase is Phase.SERVING, 20.0, "the worker to serve")
+    supervisor.stop()
+    await running
+    assert workers_at_first == [None]

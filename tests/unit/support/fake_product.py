@@ -66,7 +66,7 @@ def main() -> int:
             sys.stderr.write(f"not json {number}\n")
         print("on stdout", flush=True)
     address = f"127.0.0.1:{admin.server_address[1]}"
-    log(event="ready", http=["127.0.0.1:1"], admin=address)
+    log(event="ready", http=["127.0.0.1:1"], https=["127.0.0.1:2"], grpc=["h:3"], grpcs=["h:4"], admin=address)
     while not stopped.wait(0.05) or MANNERS == "stubborn":
         log(event="tick", pid=os.getpid())
     for child in [] if MANNERS == "leaves" else [*workers, helper]:

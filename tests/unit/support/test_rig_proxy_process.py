@@ -34,6 +34,7 @@ def test_it_is_started_with_settings_of_its_own(monkeypatch):
         assert env["DASHCACHE_HTTP_LISTEN"] == env["DASHCACHE_ADMIN_LISTEN"] == "127.0.0.1:0"
         assert len(proxy.worker_pids()) == 2
         assert (proxy.http_port, proxy.http_url) == (1, "http://127.0.0.1:1")
+        assert (proxy.https_url, proxy.grpc_address, proxy.grpcs_address) == ("https://127.0.0.1:2", "h:3", "h:4")
     assert not proxy.data_dir.exists()
 
 

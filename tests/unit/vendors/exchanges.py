@@ -72,7 +72,11 @@ def planned(request: Request, **options) -> EmbeddingRead | Pass:
     dialect = COMPATIBLE if request.path == COMPATIBLE.path else NATIVE
     adapter = EmbeddingAdapter(dialect, **options)
     objection = adapter.precheck(request)
-    return Pass(objection, adapter.operation) if objection is not None else adapter.plan(request)
+    return (
+        Pass(objection, adapter.operation_of(request.method, request.path))
+        if objection is not None
+        else adapter.plan(request)
+    )
 
 
 def read(request: Request, **options) -> EmbeddingRead:

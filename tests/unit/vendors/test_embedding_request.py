@@ -11,7 +11,7 @@ from proxy.core.plan import Pass, PassReason
 from proxy.core.request import Request, end_to_end
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
-from proxy.vendors.registry import adapter_for, dashscope_adapters
+from proxy.vendors.registry import Adapters
 from tests.unit.vendors.exchanges import CREDENTIAL, HEADERS, compatible, keys, native, planned, read
 
 TEXTS = ["衣服 é", 'hello\n"quoted" \\ /', "😀", ""]
@@ -41,14 +41,16 @@ def with_parameters(**parameters) -> bytes:
 
 
 def test_only_the_two_documented_spellings_are_routes():
-    adapters = dashscope_adapters(frozenset(), {})
-    assert adapter_for(adapters, "POST", NATIVE.path) is adapters[0]
-    assert adapter_for(adapters, "POST", COMPATIBLE.path) is adapters[1]
+    adapters = Adapters({"texts": "dashscope"})
+    native, compatible = (adapters("texts", "POST", dialect.path) for dialect in (NATIVE, COMPATIBLE))
+    assert native is not None
+    assert compatible is not None
+    assert native is not compatible
     others = [path + end for path in (NATIVE.path, COMPATIBLE.path) for end in ("/", "//", "%20", ";x")]
     others += ["/" + NATIVE.path, NATIVE.path.replace("text", "Text", 1), NATIVE.path.replace("-", "%2d"), "*", ""]
     others += ["/compatible-api/v1/embeddings", "/api/v1/services/rerank/text-rerank/text-rerank"]
-    assert [path for path in others if adapter_for(adapters, "POST", path)] == []
-    assert [method for method in ("GET", "PUT", "post", "HEAD") if adapter_for(adapters, method, NATIVE.path)] == []
+    assert [path for path in others if adapters("texts", "POST", path)] == []
+    assert [method for method in ("GET", "PUT", "post", "HEAD") if adapters("texts", method, NATIVE.path)] == []
 
 
 # --- who shares what --------------------------------------------------------------------------------------------------

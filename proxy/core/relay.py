@@ -1,0 +1,36 @@
+"""An upstream's answer on its way to the client: as it came, or with a beginning that was read already."""
+
+from collections.abc import AsyncIterator
+
+from proxy.core.answer import Answer, Stream
+from proxy.core.ports import UpstreamReply
+
+
+def relayed(reply: UpstreamReply, body: bytes | Stream) -> Answer:
+    """The upstream's answer as it is; *body* is its body, read already or not."""
+    length = reply.length if not isinstance(body, bytes) else len(body)
+    return Answer(reply.status, reply.reason, reply.headers, body, length, grpc_status=reply.grpc_status)
+
+
+async def start_of(reply: UpstreamReply, limit: int) -> tuple[bytes, Stream | None]:
+    """The body up to about *limit* bytes, and, if that is not all, a stream of the whole."""
+    text, is_whole = await reply.read(limit)
+    return text, None if is_whole else _Resumed(text, reply)
+
+
+class _Resumed:
+    """A body of which some was read already; implements ``core.answer.Stream``."""
+
+    def __init__(self, start: bytes, reply: UpstreamReply) -> None:
+        self._start = start
+        self._reply = reply
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """What was read, then what still comes."""
+        yield self._start
+        async for piece in self._reply:
+            yield piece
+
+    def close(self) -> None:
+        """Let go of the upstream."""
+        self._reply.close()

@@ -1,0 +1,310 @@
+"""
+The data port, gRPC: messages in as bytes, ``flow`` in the middle, messages out as bytes; every method is forwarded.
+
+One ``GrpcFront`` per worker, one port per upstream: the library does not tell the name under which it was called
+(``:authority``). Calls of one message each way are carried, which is all that the vendor has. A client that sends none
+or a second one is told UNIMPLEMENTED; one that keeps its side open waits until its deadline.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.core.answer import Answer, nothing
+from proxy.core.cache_status import header_lines
+from proxy.core.grpc_status import GrpcStatus
+from proxy.core.listening import Tls
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.ports import SYSTEM_CLOCK, Clock
+from proxy.core.request import GRPC, HeaderLines, Request
+from proxy.core.tasks import Tasks
+from proxy.errors import ClientError, ErrorCode, ProxyError
+from proxy.flow import Flow
+from proxy.server.http import RequestObserver
+from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, can_carry, lines_of, metadata_of
+
+# isort: split
+import grpc
+import grpc.aio
+
+ErrorLines = Callable[[str], HeaderLines]
+"""Request id of an error of ours to trailing metadata in the vendor's shape."""
+
+
+_Options = tuple[tuple[str, int], ...]
+
+
+class GrpcFront:
+    """What answers calls on every gRPC port of a worker."""
+
+    def __init__(
+        self,
+        *,
+        flow: Flow,
+        observer: RequestObserver,
+        error_lines: ErrorLines,
+        max_streams: int = 256,
+        min_ping_interval_s: float = 10.0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._flow = flow
+        self._observer = observer
+        self._error_lines = error_lines
+        self._options = _options(max_streams, min_ping_interval_s)
+        self._clock = clock
+        self._tasks = Tasks(observer.background_failed)
+        self._ports: list[_Port] = []
+        self.running = 0
+
+    async def listen(self, upstream: str, host: str, number: int, tls: Tls | None = None) -> int:
+        """Serve *upstream* on one port, shared with the other workers; the port's number (0 lets the kernel choose)."""
+        credentials = None if tls is None else _credentials(tls)
+        port = _Port(_AnyMethod(self, upstream), f"{_bracketed(host)}:{number}", credentials, self._options)
+        bound = await port.open()
+        port.address = f"{_bracketed(host)}:{bound}"
+        self._ports.append(port)
+        self._tasks.start(port.keep(self._tasks, self._observer))
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, give running ones *grace_s* seconds, then cancel them."""
+        ports, self._ports = self._ports, []
+        await asyncio.gather(*(port.stop(grace_s) for port in ports))
+        await self._tasks.wait_done(grace_s)
+
+    async def handle(self, method: str, upstream: str, context: Any) -> bytes:  # noqa: ANN401  grpc.aio.ServicerContext
+        """One call from its metadata to its last byte."""
+        outcome = Outcome(upstream=upstream, started_s=self._clock.monotonic())
+        after = _After()
+        self.running += 1
+        # The library calls this when the answer is out, or when there will be none.
+        context.add_done_callback(lambda _context: self._finished(outcome, after))
+        try:
+            try:
+                ending = await self._served(method, context, outcome, after)
+            except ProxyError as error:
+                ending = self._refusal(error, outcome)
+            except Exception as error:  # noqa: BLE001  a fault of ours: the client learns that much and no more
+                self._observer.background_failed(error)
+                ending = self._refusal(ProxyError(ErrorCode.INTERNAL, "the proxy failed"), outcome)
+            return await _write(context, ending)
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            outcome.client_gone = True
+            raise
+
+    async def _served(self, method: str, context: Any, outcome: Outcome, after: "_After") -> "_Ending":  # noqa: ANN401
+        lines = lines_of(context.invocation_metadata())
+        if not all(can_carry(name, value) for name, value in lines):
+            raise ClientError(ErrorCode.BAD_REQUEST, "a metadata value is not printable ASCII")
+        message = await _only_message(context)
+        outcome.bytes_in = len(message)
+        request = Request(GRPC, method, lines, outcome.upstream, message, context.time_remaining())
+        answer = await self._flow.answer(request, _Message(message), outcome)
+        after.work = answer.after
+        outcome.status = answer.status
+        content = await _content(answer)
+        outcome.bytes_out = len(content)
+        status = answer.grpc_status or GrpcStatus()
+        outcome.grpc_code = status.code
+        return _Ending(content, status, (*answer.headers, *header_lines(outcome)))
+
+    def _refusal(self, error: ProxyError, outcome: Outcome) -> "_Ending":
+        """Our own error in the vendor's shape, marked as ours."""
+        outcome.state, outcome.detail, outcome.status = CacheState.REFUSED, error.code, error.status
+        outcome.request_id, outcome.grpc_code = str(uuid.uuid4()), _code(error)
+        lines = (*self._error_lines(outcome.request_id), (b"x-dashcache-error", error.code.encode("ascii")))
+        return _Ending(b"", GrpcStatus(_code(error), f"{error.code}: {error.message}"), lines)
+
+    def _finished(self, outcome: Outcome, after: "_After") -> None:
+        self.running -= 1
+        try:
+            after.work()  # what was paid for is kept, also when the client has gone meanwhile
+        except Exception as error:  # noqa: BLE001  the library would log and forget it
+            self._observer.background_failed(error)
+        outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
+        self._observer.observe(outcome)
+
+
+@dataclass(slots=True)
+class _After:
+    """What there is to do when the call is over."""
+
+    work: Callable[[], None] = nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What the client is told: a message if the status is OK, and trailing metadata."""
+
+    content: bytes
+    status: GrpcStatus
+    trailing: HeaderLines
+
+
+class _Message:
+    """A call's message; implements ``core.answer.Body``."""
+
+    is_empty = False
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.length: int | None = len(content)
+
+    async def read(self, limit: int) -> bytes | None:
+        """The message, or ``None`` when it is longer than *limit*."""
+        return self._content if len(self._content) <= limit else None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The message in one piece."""
+        yield self._content
+
+
+class _AnyMethod:
+    """
+    Finds a handler for every method; has the form of ``grpc.GenericRpcHandler``.
+
+    The handler is one for streams of messages, of which it takes one: a handler for single messages would not notice a
+    second one, and drop it.
+    """
+
+    def __init__(self, front: GrpcFront, upstream: str) -> None:
+        self._front = front
+        self._upstream = upstream
+
+    def service(self, details: Any) -> Any:  # noqa: ANN401  grpc.HandlerCallDetails to grpc.RpcMethodHandler
+        """A handler that knows the method's name."""
+
+        async def handle(_messages: Any, context: Any) -> bytes:  # noqa: ANN401
+            return await self._front.handle(details.method, self._upstream, context)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+
+class _Port:
+    """
+    A listening server, made anew when it ends by itself.
+
+    grpcio 1.85's asyncio server stops listening for good when a path is not UTF-8: one call from anybody would be
+    enough. Running calls go on; for at most ``_LOOK_S`` seconds only the other workers take new ones.
+    """
+
+    def __init__(self, handler: _AnyMethod, address: str, credentials: object, options: _Options) -> None:
+        self.address = address
+        self._handler = handler
+        self._credentials = credentials
+        self._options = options
+        self._server: Any = None
+        self._ended: set[Any] = set()
+        self._is_stopping = False
+
+    async def open(self) -> int:
+        """Bind and serve; raises RuntimeError when the address cannot be had."""
+        server: Any = grpc.aio.server(handlers=(self._handler,), options=self._options)
+        bound: int = (
+            server.add_insecure_port(self.address)
+            if self._credentials is None
+            else server.add_secure_port(self.address, self._credentials)
+        )
+        await server.start()
+        self._server = server
+        return bound
+
+    async def keep(self, tasks: Tasks, observer: RequestObserver) -> None:
+        """Serve until ``stop``."""
+        while not self._is_stopping:
+            try:
+                await self._server.wait_for_termination(_LOOK_S)
+            except Exception as error:  # noqa: BLE001  whatever ended it
+                observer.background_failed(error)
+                tasks.start(self._end(self._server))
+                await self._reopen()
+
+    async def _reopen(self) -> None:
+        while not self._is_stopping:
+            try:
+                await self.open()
+            except RuntimeError:  # the address is taken, which can pass
+                await asyncio.sleep(_LOOK_S)
+            else:
+                return
+
+    async def _end(self, server: Any) -> None:  # noqa: ANN401
+        self._ended.add(server)
+        try:
+            await server.stop(_LEFT_S)
+        finally:
+            self._ended.discard(server)
+
+    async def stop(self, grace_s: float) -> None:
+        """Let running calls end, for at most *grace_s* seconds."""
+        self._is_stopping = True
+        await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ended)))
+
+
+_LOOK_S = 0.25
+_LEFT_S = 60.0
+
+
+async def _only_message(context: Any) -> bytes:  # noqa: ANN401
+    """The client's message, if it is the only one."""
+    first = await context.read()
+    if first is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
+        raise ClientError(ErrorCode.NOT_IMPLEMENTED, "calls of one message each way are carried, and no streams", 501)
+    content: bytes = first
+    return content
+
+
+async def _content(answer: Answer) -> bytes:
+    if isinstance(answer.body, bytes):
+        return answer.body
+    try:
+        return b"".join([piece async for piece in answer.body])
+    finally:
+        answer.close()
+
+
+async def _write(context: Any, ending: _Ending) -> bytes:  # noqa: ANN401
+    """Hand *ending* to the library; a call that did not go well ends here, by its exception."""
+    trailing = metadata_of(ending.trailing)
+    if ending.status.initial:
+        await context.send_initial_metadata(metadata_of(ending.status.initial))
+    if ending.status.code:
+        code = _STATUSES.get(ending.status.code, grpc.StatusCode.UNKNOWN)
+        await context.abort(code, ending.status.details, trailing)
+    context.set_trailing_metadata(trailing)
+    return ending.content
+
+
+# grpcio 1.85 takes the number 16 for an unknown code, but not the name.
+_STATUSES = {code.value[0]: code for code in grpc.StatusCode}
+# google.rpc.Code, https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 3, 4, 12, 13, 14
+_CODES = {500: _INTERNAL, 501: _UNIMPLEMENTED, 502: _UNAVAILABLE, 503: _UNAVAILABLE, 504: _DEADLINE_EXCEEDED}
+
+
+def _code(error: ProxyError) -> int:
+    return _CODES.get(error.status, _INVALID_ARGUMENT)
+
+
+def _options(max_streams: int, min_ping_interval_s: float) -> _Options:
+    return (
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", max_streams),
+        # The vendor's SDK pings each minute. Left alone, the library hangs up on a client that does so between calls.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_interval_s * 1000)),
+    )
+
+
+def _credentials(tls: Tls) -> Any:  # noqa: ANN401  grpc.ServerCredentials
+    return grpc.ssl_server_credentials(((tls.key.read_bytes(), tls.certificate.read_bytes()),))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,136 @@
+"""
+The forms in which settings are written: addresses, base URLs, names of hosts and headers, and how each is checked.
+
+A form's ValueError names the fault and what is allowed; none repeats what could be a secret.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr
+
+from proxy.core.upstream import split_base_url, split_vector_url
+
+_CREDENTIAL_HEADERS = frozenset(
+    {"authorization", "x-dashscope-apikey", "x-dashscope-workspace", "dashvector-auth-token"}
+)
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
+_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _address(value: str) -> str:
+    """``host:port``; brackets around an IPv6 host; port 0 for a free one."""
+    host, _, port = value.rpartition(":")
+    if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError("must be host:port, for example 127.0.0.1:8080 or [::1]:8080")
+    if int(port) > 65535:
+        raise ValueError("the port must be from 0 to 65535 (0: any free one)")
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host.strip("[]"))
+        except ValueError:
+            raise ValueError("what stands in brackets is not an IPv6 address") from None
+    return value
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """A validated address as host (without brackets) and port."""
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(value: str) -> bool:
+    """Whether the address (``host:port``) can only be reached from this machine."""
+    host, _ = split_address(value)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_address(host: str) -> bool:
+    """Whether *host* is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two listeners would take each other's connections; port 0 never does, it is another one each time."""
+    (host, port), (other_host, other_port) = split_address(one), split_address(other)
+    if port == 0 or port != other_port:
+        return False
+    if _is_unspecified(host) or _is_unspecified(other_host):
+        return True
+    return host == other_host or (is_loopback(one) and is_loopback(other) and "localhost" in (host, other_host))
+
+
+def _base_url(value: str) -> str:
+    split_base_url(value)
+    return value
+
+
+def _vector_url(value: str) -> str:
+    split_vector_url(value)
+    return value
+
+
+def _absolute(value: Path) -> Path:
+    """Every process of ours must mean the same place, whatever its working folder."""
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("begins with ~ and there is no such home folder; allowed: a path") from None
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    """Checks the form only, and says nothing of the content: it may hold a password."""
+    try:
+        parts = urlsplit(value.get_secret_value())
+        host, _ = parts.hostname, parts.port  # reading the port checks it
+    except ValueError:
+        raise ValueError("not a URL; allowed: redis://, rediss:// or unix://") from None
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("the scheme must be redis, rediss or unix")
+    if parts.scheme == "unix" and not parts.path.strip("/"):
+        raise ValueError("the path of the socket is missing; allowed: unix:///path/to/redis.sock")
+    if parts.scheme != "unix" and not host:
+        raise ValueError(f"the host is missing; allowed: {parts.scheme}://[user:password@]host[:port][/database]")
+    return value
+
+
+def _host_name(value: str) -> str:
+    if not _HOST.fullmatch(name := value.lower()):
+        raise ValueError("must be a host name without scheme and port, for example embeddings.internal")
+    return name
+
+
+def _ignorable_header(value: str) -> str:
+    name = value.lower()
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("must be the name of a header, for example x-trace-id")
+    if name in _CREDENTIAL_HEADERS:
+        # One caller would be given what another paid for.
+        raise ValueError("names the caller and cannot be ignored; allowed: others")
+    return name
+
+
+Address = Annotated[str, AfterValidator(_address)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+HeaderName = Annotated[str, AfterValidator(_ignorable_header)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+VectorUrl = Annotated[str, AfterValidator(_vector_url)]

@@ -1,0 +1,211 @@
+"""
+Upstream gRPC: one channel per upstream, messages as bytes, no retries.
+
+Nothing here knows a message's form. The library's own help is switched off: retries, proxies from the environment,
+service configurations from DNS, compression. Import this module before ``grpc``: it keeps the library's log quiet,
+whose lines quote what clients sent.
+
+A call that takes more than one message is not ours to carry: an upstream that answers with a second message is waited
+for until the deadline, as every unary client does.
+"""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+# Read once, when the library is loaded. A worker never forks, and the fork handlers complain when anything else does.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+import grpc.aio
+
+from proxy.core.answer import Body
+from proxy.core.grpc_status import GrpcStatus
+from proxy.core.request import HeaderLines, Request
+from proxy.errors import ClientError, ErrorCode, UpstreamError
+
+logging.getLogger("grpc").propagate = False  # faults of ours are told to the observer; the rest quotes calls
+
+MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+"""What the vendor's SDKs allow each way; the library's own limit is 4 MiB."""
+MAX_METADATA_BYTES = 64 * 1024
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+# Each connection's own. Accept-Encoding stands for HTTP's codings, which no message has.
+_CONNECTION = frozenset(
+    {b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"te", b"user-agent"}
+)
+_PRINTABLE = re.compile(rb"[ -~]*")
+
+
+class GrpcReply:
+    """A finished call. Implements ``core.ports.UpstreamReply``: header lines are its trailing metadata."""
+
+    def __init__(self, message: bytes, headers: HeaderLines, status: GrpcStatus) -> None:
+        self.status = 200 if status.code == 0 else 502
+        self.reason = ""
+        self.headers = headers
+        self.length: int | None = len(message)
+        self.grpc_status: GrpcStatus | None = status
+        self._message = message
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The message, in one piece."""
+        yield self._message
+
+    async def read(self, limit: int) -> tuple[bytes, bool]:  # noqa: ARG002  it is here already
+        """The whole message."""
+        return self._message, True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class GrpcTransport:
+    """
+    Calls one upstream at *target* (``host:port``), over TLS if *secure*, trusting *roots* (PEM) or the library's own.
+
+    Must be made inside the running loop that uses it. *read_timeout_s* holds for calls whose client gave no deadline.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        secure: bool,
+        roots: bytes | None = None,
+        max_inflight: int,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        ping_interval_s: float = 60.0,
+    ) -> None:
+        self.origin = f"{'grpcs' if secure else 'grpc'}://{target}"
+        self._read_timeout_s = read_timeout_s
+        self._slots = asyncio.Semaphore(max_inflight)
+        # 443 is the library's own default, and without it ``:authority`` is what the vendor's SDK sends.
+        address = target.removesuffix(":443")
+        options = _options(connect_timeout_s, ping_interval_s)
+        self._channel: Any = (
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options)
+            if secure
+            else grpc.aio.insecure_channel(address, options=options)
+        )
+
+    async def send(self, request: Request, body: Body | None = None) -> GrpcReply:
+        """
+        Call the method *request.target* once. Whoever cancels this cancels the call at the upstream.
+
+        Raises:
+            UpstreamError: no answer of the upstream's; ``retryable`` when it certainly never saw the call.
+        """
+        message = request.body
+        if message is None:
+            message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
+        timeout_s = self._read_timeout_s if request.timeout_s is None else request.timeout_s
+        ends_s = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(ends_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise UpstreamError(ErrorCode.UPSTREAM_BUSY, "too many calls wait for the upstream", 503) from error
+        try:
+            return await self._call(request, message, ends_s - asyncio.get_running_loop().time())
+        finally:
+            self._slots.release()
+
+    async def _call(self, request: Request, message: bytes, timeout_s: float) -> GrpcReply:
+        method = self._channel.unary_unary(request.target)
+        try:
+            metadata = metadata_of(request.headers)
+            call = method(message, metadata=metadata, timeout=max(timeout_s, 0), wait_for_ready=False)
+            answer: bytes | None = await call
+        except grpc.aio.AioRpcError as error:
+            return _ended(error, had_time=call.time_remaining() > 0)
+        except grpc.aio.UsageError as error:
+            raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the way to the upstream is closed") from error
+        except grpc.aio.InternalError as error:
+            raise ClientError(ErrorCode.BAD_REQUEST, "the call cannot be written as it is") from error
+        if answer is None:
+            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's call ended well, but without a message")
+        status = GrpcStatus(initial=lines_of(await call.initial_metadata()))
+        return GrpcReply(answer, lines_of(await call.trailing_metadata()), status)
+
+    async def close(self) -> None:
+        """End all calls and the connection."""
+        await self._channel.close()
+
+
+def lines_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> HeaderLines:
+    """Metadata as header lines; values of names that end in ``-bin`` are any bytes."""
+    return tuple(
+        (name.encode("ascii"), value if isinstance(value, bytes) else value.encode("utf-8"))
+        for name, value in metadata or ()
+    )
+
+
+def metadata_of(lines: HeaderLines) -> Metadata:
+    """Header lines as metadata, less what is each connection's own and what gRPC cannot carry."""
+    return tuple(
+        (name.decode("ascii"), value if name.endswith(b"-bin") else value.decode("ascii"))
+        for name, value in ((name.lower(), value) for name, value in lines)
+        if name not in _CONNECTION and not name.startswith((b"grpc-", b":")) and can_carry(name, value)
+    )
+
+
+def can_carry(name: bytes, value: bytes) -> bool:
+    """Whether gRPC can carry the line: printable ASCII, or any bytes under a name in ``-bin``."""
+    return name.endswith(b"-bin") or _PRINTABLE.fullmatch(value) is not None
+
+
+def _options(connect_timeout_s: float, ping_interval_s: float) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.keepalive_time_ms", int(ping_interval_s * 1000)),
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        # The library's "backoff" is also how long a connection may take. Left alone, an upstream that comes back is
+        # found after up to two minutes.
+        ("grpc.min_reconnect_backoff_ms", int(connect_timeout_s * 1000)),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    )
+
+
+def _ended(error: Any, *, had_time: bool) -> GrpcReply:  # noqa: ANN401  grpc.aio.AioRpcError, which has no types
+    """
+    A call that ended badly: the upstream's own end of it as a reply, and what never reached it as an exception.
+
+    The library gives both the same form. Told apart by its texts (grpcio 1.85), and only where the end has no metadata:
+    an end that is taken for the upstream's by mistake still has the right code.
+    """
+    code = error.code()
+    details = error.details() or ""
+    initial, trailing = lines_of(error.initial_metadata()), lines_of(error.trailing_metadata())
+    if not initial and not trailing:
+        _raise_if_ours(code, details, had_time=had_time)
+    return GrpcReply(b"", trailing, GrpcStatus(code.value[0], details, initial))
+
+
+def _raise_if_ours(code: Any, details: str, *, had_time: bool) -> None:  # noqa: ANN401
+    """Messages name no address, as the library's do."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not had_time:
+        raise UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "CLIENT: " in details:
+        raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's answer, or the call, is too large")
+    if code is not grpc.StatusCode.UNAVAILABLE:
+        return
+    if details.startswith(("failed to connect to", "errors resolving", "DNS resolution failed")):
+        raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached", retryable=True)
+    if details.startswith("Stream removed (") or details in ("Socket closed", "Connection reset by peer"):
+        # RFC 9113 §8.7: code 7, REFUSED_STREAM, says that nothing was done. Nothing else does.
+        is_refused = "RST_STREAM with error code 7)" in details
+        raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream closed the connection", retryable=is_refused)
