@@ -16,6 +16,7 @@ from proxy.core.request import Request
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.server.grpc import GrpcFront
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
+from proxy.transport.slots import Slots
 from tests.support.ports import PortReservation
 from tests.support.waiting import wait_until
 
@@ -26,6 +27,10 @@ import grpc.aio
 BIG = (("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
 QUERY = "/proxima.dashvector.proto.DashVectorService/query_doc"
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+def slots(max_inflight: int) -> Slots:
+    return Slots(max_inflight=max_inflight, max_queue=1000, queue_wait_s=1.0)
 
 
 async def _echo(message: bytes, context: Any) -> bytes:
@@ -125,7 +130,7 @@ async def running(
     upstream = Upstream(handler)
     target = f"127.0.0.1:{await upstream.start()}"
     transport = GrpcTransport(
-        target, secure=False, max_inflight=max_inflight, connect_timeout_s=2.0, read_timeout_s=read_timeout_s
+        target, secure=False, slots=slots(max_inflight), connect_timeout_s=2.0, read_timeout_s=read_timeout_s
     )
     relay, observer = Relay(transport), Observer()
     front = GrpcFront(
@@ -326,7 +331,7 @@ async def test_calls_beyond_the_limit_wait_and_then_are_refused() -> None:
 async def test_an_upstream_that_is_gone_and_comes_back() -> None:
     with contextlib.closing(PortReservation()) as reserved:
         transport = GrpcTransport(
-            f"127.0.0.1:{reserved.port}", secure=False, max_inflight=9, connect_timeout_s=2.0, read_timeout_s=5.0
+            f"127.0.0.1:{reserved.port}", secure=False, slots=slots(9), connect_timeout_s=2.0, read_timeout_s=5.0
         )
         request = Request("GRPC", QUERY, (), "vectors", b"m")
         with pytest.raises(UpstreamError) as caught:
