@@ -23,6 +23,9 @@ from proxy.transport.slots import Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
+_READ_AHEAD_BYTES = 65_536
+"""Of an answer that its client does not take; aiohttp keeps twice this, and as much again on its way out."""
+
 
 class UpstreamAnswer:
     """An upstream's answer: its head, and its body as it arrives. Implements ``core.answer.Stream``."""
@@ -90,6 +93,7 @@ class HttpTransport:
             trust_env=False,
             skip_auto_headers=_SKIPPED,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+            read_bufsize=_READ_AHEAD_BYTES,
             max_line_size=max_line_bytes,
             max_field_size=max_line_bytes,
             max_headers=max_lines,

@@ -16,4 +16,4 @@ def room_for(connections: int, others: int) -> int:
     if resource.RLIM_INFINITY != soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return connections if soft == resource.RLIM_INFINITY else max(_LEAST, min(connections, soft - others))
+    return connections if soft == resource.RLIM_INFINITY else min(connections, max(_LEAST, soft - others))
