@@ -94,13 +94,13 @@ async def overload(limit: int, latency_s: float, usual: float, duration_s: float
             # Each was asked for once, and what was refused not at all.
             assert vendor.calls - usual_calls == report.count - refused
             assert retry_after == ["1"] * refused
-            # The promise is the wait in line; the rest is for a machine that is busy with both ends of the flood.
-            latest_s = max(sample.latency_s for sample in report.samples if sample.outcome.error)
-            assert latest_s <= queue_wait_s + 1.0, report.summary()
             assert rig.rss_bytes() - before <= 100 * MIB
             assert await metric(proxy, "dashcache_upstream_refused_total") == refused
             lines = [line for line in proxy.logs if line.get("detail") == "UpstreamBusy"]
             assert {(line["state"], line["status"]) for line in lines} == {("refused", 503)}
+            # By the proxy's clock, as the load's runs late. The wait in line is the promise, the rest for the machine.
+            latest_s = max(line["total_ms"] for line in lines) / 1000
+            assert latest_s <= queue_wait_s + 0.5
             print(
                 f"\n{report.summary()}; most at once {vendor.most}; refused {refused}, the last after {latest_s:.3f} s"
             )
