@@ -141,7 +141,7 @@ async def test_half_a_body_is_told_and_closed(rig: WireRig, target: bytes, frami
         await client.send(unfinished(body, target, 100 if framing == "length" else None))
         response = await client.read_response()
         assert told_too_slow(response), response
-        assert await client.read_until_closed() == b""
+        assert await client.read_until_closed(timeout=5) == b""
     await wait_until(lambda: rig.upstream.connections_open == 0, what="the upstream to be let go")
     assert not rig.upstream.requests
     line = rig.proxy.wait_log(
