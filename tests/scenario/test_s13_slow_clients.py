@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -57,10 +58,10 @@ def unfinished(body: bytes = b"{", target: bytes = EMBEDDINGS, length: int | Non
     return wire.head_bytes(b"POST " + target + b" HTTP/1.1", [*KEYED, framing]) + body
 
 
-async def slow_reader(port: int, target: str = "/large") -> RawClient:
-    """Asks, and reads nothing: its window is small and shut soon."""
+async def slow_reader(port: int, window: int = 4096) -> RawClient:
+    """Asks, and reads nothing: its window is shut soon."""
     line = socket.socket()
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
     line.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(line, ("127.0.0.1", port))
@@ -69,7 +70,7 @@ async def slow_reader(port: int, target: str = "/large") -> RawClient:
     transport, _ = await loop.create_connection(lambda: protocol, sock=line)
     client = RawClient(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
     transport.pause_reading()
-    await client.send(request_bytes("GET", target))
+    await client.send(request_bytes("GET", "/large"))
     return client
 
 
@@ -182,23 +183,23 @@ async def test_a_client_is_not_blamed_for_an_upstream_that_does_not_read(rig: Wi
         assert (await client.read_response(method="POST", timeout=30)).status == 200
 
 
-async def test_an_answer_that_began_before_the_body_ended_goes_on(rig: WireRig) -> None:
-    rest = Gate("rest")
-
+async def test_an_answer_that_began_before_the_body_ended_goes_on_and_so_does_the_body(rig: WireRig) -> None:
     async def early(head: wire.Head, writer: asyncio.StreamWriter) -> bool:
-        await answers.chunked(b"early", rest, b"late")(RecordedRequest(0, None, head, b"", b"", (), 0.0), writer)  # type: ignore[arg-type]
-        return True
+        writer.write(wire.head_bytes(b"HTTP/1.1 200 OK", [(b"Transfer-Encoding", b"chunked")]) + wire.chunk(b"early"))
+        return False
 
     rig.upstream.on_head = early
+    rig.upstream.answer = answers.raw(wire.chunk(b"late"), b"0\r\n\r\n")
     async with await rig.client() as client:
         await client.send(unfinished(b"{", b"/duplex", 100))
         await client.reader.readuntil(b"early\r\n")
-        for _ in range(2):
+        for _ in range(2):  # longer than a body may be silent while there is no answer
             async with await rig.client() as silent:
                 await silent.read_until_closed()
-        rest.open()
+        await client.send(b"}" * 99)
         async with asyncio.timeout(5):
             assert await client.reader.readuntil(b"0\r\n\r\n") == b"4\r\nlate\r\n0\r\n\r\n"
+    assert rig.only_request().body == b"{" + b"}" * 99
 
 
 # --- readers ----------------------------------------------------------------------------------------------------------
@@ -218,22 +219,25 @@ async def test_a_reader_that_reads_nothing_is_broken_off(rig: WireRig) -> None:
     await client.close()
 
 
-async def test_a_reader_that_is_only_slow_gets_everything(rig: WireRig) -> None:
-    """So slow that the kernel asks for nothing more for longer than the limit; but it does take what there is."""
-    rig.upstream.answer = large()
-    client = await slow_reader(rig.proxy.http_port)
-    taken = 0
-    async with asyncio.timeout(30):
-        for _ in range(60):  # three times the limit
-            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            taken += len(await client.reader.read(4096))
-            await asyncio.sleep(PATIENCE_S / 20)
-        while data := await client.reader.read(MIB):
-            taken += len(data)
-            if taken > 24 * MIB:
-                break
-    assert taken > 24 * MIB  # the body, and its head
-    await client.close()
+async def test_a_reader_that_is_only_slow_gets_everything() -> None:
+    """So slow that the kernel before it asks for nothing more for longer than the limit; but it takes what there is."""
+    limit_s, lasts_s, rate = 1.5, 5.0, 320_000
+    async with wire_rig(DASHCACHE_LIMITS_WRITE_IDLE_S=str(limit_s)) as rig:
+        rig.upstream.answer = large()
+        client = await slow_reader(rig.proxy.http_port, window=2**18)
+        client.writer.transport.max_size = 16384  # type: ignore[attr-defined]  # of one read from the kernel
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        taken, began_s = 0, time.monotonic()
+        async with asyncio.timeout(40):
+            while (passed_s := time.monotonic() - began_s) < lasts_s:
+                if taken < passed_s * rate:
+                    taken += len(await client.reader.read(16384))
+                else:
+                    await asyncio.sleep(0.01)
+            while taken < 24 * MIB and (data := await client.reader.read(MIB)):
+                taken += len(data)
+        assert taken >= 24 * MIB
+        await client.close()
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
@@ -254,6 +258,9 @@ async def test_one_connection_too_many_is_told_and_closed() -> None:
                 assert response.header("X-Dashcache-Error") == b"TooManyConnections"
                 assert b'"code":"TooManyConnections"' in response.body
                 assert await extra.read_until_closed() == b""
+                await extra.send(b"more")  # nobody is angry at who was still speaking
+                await asyncio.sleep(0.01)
+                assert not extra.was_reset
         assert await ended(rig, "TooManyConnections") == 20
         assert len(rig.upstream.requests) == 3
         clients.pop().abort()

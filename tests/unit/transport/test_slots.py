@@ -118,6 +118,22 @@ async def test_newcomers_do_not_overtake_the_line() -> None:
 
 
 @timeless
+async def test_newcomers_do_not_overtake_who_waits_for_the_pace() -> None:
+    at = slots(per_minute=60)
+    await at.take()
+    order: list[str] = []
+
+    async def come(name: str, at_s: float) -> None:
+        await asyncio.sleep(at_s)
+        await at.take()
+        order.append(name)
+
+    # The second comes as the first's turn is due, and before the timer has said so.
+    await asyncio.gather(come("first", 0.5), come("second", 0.9995), return_exceptions=True)
+    assert order[0] == "first"
+
+
+@timeless
 async def test_who_leaves_the_line_takes_no_slot_along() -> None:
     at = slots(max_inflight=1)
     await at.take()
