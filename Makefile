@@ -15,7 +15,7 @@ help: ## list the targets
 run: $(VENV)/.runtime ## set up and start the proxy (embedded Redis unless REDIS_URL is set)
 	@exec $(BIN)/dashcache run
 
-demo: $(VENV)/.dev ## simulator, proxy and the real SDK over a few hundred texts; prints what was saved
+demo: $(VENV)/.dev ## both real SDKs against simulated vendors, without and with the proxy; prints what was saved
 	@$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.dev .venv-dashscope2/.installed ## set up and pass all tests
@@ -33,13 +33,15 @@ fmt: $(VENV)/.dev ## put the code into its form
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
 	@$(BIN)/ruff format --quiet $(SOURCES)
 
-seed: $(VENV)/.dev ## a simulated week of the seed workload: calls saved, Redis memory
+seed: $(VENV)/.dev ## a simulated week of the seed workloads: calls saved, Redis memory
 	@$(BIN)/python -m benchmarks.seed_workload
+	@$(BIN)/python -m benchmarks.seed_vectors
+	@$(BIN)/python -m benchmarks.seed_memory
 
-bench: $(VENV)/.dev ## the figures that the README quotes
-	@$(BIN)/python -m benchmarks.seed_workload
+bench: seed ## the figures that the README quotes
 	@$(BIN)/python -m benchmarks.redis_faults
 	@$(BIN)/python -m benchmarks.batches
+	@$(BIN)/python -m benchmarks.grpc_calls
 
 lock: ## resolve the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \

@@ -16,6 +16,7 @@ import aiohttp
 import orjson
 
 from benchmarks.inprocess import serving
+from benchmarks.profiles import popularity
 from proxy.core.ports import Clock
 from proxy.settings import Redis, Settings
 from tests.support.clock import FakeClock
@@ -44,11 +45,6 @@ class Result:
     def saved(self) -> float:
         """Share of the calls that the vendor did not see."""
         return 1 - self.upstream_calls / self.calls
-
-
-def popularity(texts: int) -> list[float]:
-    """Zipf's law: the n-th text is asked for 1/n as often as the first."""
-    return [1 / rank for rank in range(1, texts + 1)]
 
 
 async def week(*, texts: int, calls_per_hour: int, hours: int, seed: int, progress: bool = False) -> Result:

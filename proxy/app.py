@@ -25,7 +25,8 @@ from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, Transport
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
+from proxy.core.purges import NO_MARKS
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
@@ -33,12 +34,15 @@ from proxy.core.upstream import Upstream
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
+from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
 from proxy.server.http import DataServer, Front, RequestObserver
 from proxy.server.intake import Intake
+from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.transport.http import HttpTransport
+from proxy.transport.slots import Slots
 from proxy.vendors import dashvector
 from proxy.vendors.choice import Choice
 from proxy.vendors.errors import error_body, error_lines
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
+# Listeners, log, metrics, journal, and what runs beside a request.
+_OTHER_FILES = 256
 
 
 class Observing(RequestObserver, Telemetry, Protocol):
@@ -68,6 +74,8 @@ class Worker:
     front: Front
     bridge: Bridge
     guard: Guard
+    slots: Mapping[str, Slots]
+    """By upstream."""
 
 
 async def serve_worker(
@@ -77,7 +85,18 @@ async def serve_worker(
     _require_c_parser()
     observer = Observer.of(settings)
     journal = Journal.of_worker(settings.data_dir, control.number, control.count)
-    async with built(settings, secret, redis_url, control.modes, observer, ports=ports, journal=journal) as worker:
+    wired = built(
+        settings,
+        secret,
+        redis_url,
+        control.modes,
+        observer,
+        purges=control.purges,
+        ports=ports,
+        journal=journal,
+        workers=control.count,
+    )
+    async with wired as worker:
         runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
         calls = await _listen_grpc(settings, worker.flow, observer, ports)
         chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
@@ -104,8 +123,10 @@ async def built(
     modes: ModeSource,
     observer: Observing,
     *,
+    purges: PurgeSource = NO_MARKS,
     ports: Sequence[Port] = (),
     journal: Journal | None = None,
+    workers: int = 1,
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[Worker]:
     """A worker's parts, wired; closed at the end."""
@@ -135,8 +156,9 @@ async def built(
         max_pending_stores=settings.redis.max_pending_stores,
     )
     upstreams = settings.all_upstreams()
-    over_http = {upstream.name: _transport(settings, upstream.origin) for upstream in upstreams}
-    over_grpc = _grpc_transports(settings, upstreams, ports)
+    slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
+    over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
+    over_grpc = _grpc_transports(settings, upstreams, ports, slots)
     ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
     asker = Asker(
         upstreams=ways,
@@ -168,23 +190,26 @@ async def built(
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         tasks=tasks,
         modes=modes,
+        purges=purges,
         secret=keys,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),
         clock=clock,
     )
-    bridge = Bridge(over_http)
+    bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
     front = Front(
         flow=flow,
         bridge=bridge,
         observer=observer,
         error_body=error_body,
+        clients=_clients(settings, observer, len(upstreams)),
+        body_idle_s=settings.limits.body_idle_s,
         cache_status_on_pass=settings.cache_status_on_pass,
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard)
+        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, slots)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -213,11 +238,34 @@ def _redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callabl
     )
 
 
-def _transport(settings: Settings, origin: str) -> HttpTransport:
+def _slots(settings: Settings, upstream: str, workers: int, observer: Observing) -> Slots:
+    """What HTTP and gRPC to *upstream* share; of the pace each of the *workers* has its part."""
+    limits = settings.upstream
+    return Slots(
+        max_inflight=limits.max_inflight,
+        max_queue=limits.max_queue,
+        queue_wait_s=limits.queue_wait_s,
+        per_minute=limits.requests_per_minute / workers,
+        on_refused=lambda reason: observer.upstream_refused(upstream, reason),
+    )
+
+
+def _clients(settings: Settings, observer: Observing, upstreams: int) -> Clients:
+    limits = settings.limits
+    others = upstreams * settings.upstream.max_inflight + settings.redis.max_connections + _OTHER_FILES
+    return Clients(
+        max_connections=room_for(limits.max_connections, others),
+        header_wait_s=limits.header_wait_s,
+        write_idle_s=limits.write_idle_s,
+        on_ended=observer.connection_ended,
+    )
+
+
+def _transport(settings: Settings, origin: str, slots: Slots) -> HttpTransport:
     limits = settings.upstream
     return HttpTransport(
         origin,
-        max_inflight=limits.max_inflight,
+        slots=slots,
         connect_timeout_s=limits.connect_timeout_s,
         read_timeout_s=limits.read_timeout_s,
         keepalive_s=limits.keepalive_s,
@@ -249,7 +297,7 @@ def _adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
 
 
 def _grpc_transports(
-    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port]
+    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port], slots: Mapping[str, Slots]
 ) -> "dict[str, GrpcTransport]":
     """For the upstreams that a gRPC port leads to."""
     wanted = {port.upstream for port in ports if port.protocol in ("grpc", "grpcs")}
@@ -262,7 +310,7 @@ def _grpc_transports(
         upstream.name: GrpcTransport(
             shown(upstream.grpc.host, upstream.grpc.port),
             secure=upstream.grpc.scheme == "https",
-            max_inflight=limits.max_inflight,
+            slots=slots[upstream.name],
             connect_timeout_s=limits.connect_timeout_s,
             read_timeout_s=limits.read_timeout_s,
         )
@@ -350,6 +398,9 @@ async def _report(worker: Worker, observer: Observer) -> None:
     while True:
         observer.memory(worker.tiers.memory.entries, worker.tiers.memory.bytes)
         observer.pending(worker.voidable.pending)
+        observer.connections(worker.front.clients.count)
+        for upstream, slots in worker.slots.items():
+            observer.upstream_load(upstream, slots.inflight, slots.waiting)
         await asyncio.sleep(1)
 
 

@@ -21,7 +21,7 @@ from proxy.core.plan import NotStorable, Read, Refusal
 from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
-from proxy.errors import ProxyError, UpstreamError
+from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
 _MAX_SHARED_BYTES = 1 << 20
@@ -156,6 +156,10 @@ class Upstreams:
         outcome.upstream_calls += 1
         try:
             reply = await self.transport_of(request).send(request, body)
+        except UpstreamError as error:
+            if error.code is ErrorCode.UPSTREAM_BUSY:
+                outcome.upstream_calls -= 1  # refused by us: it was not called
+            raise
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status

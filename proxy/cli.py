@@ -127,6 +127,33 @@ def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
 
 
 @main.command()
+@click.option("--all", "everything", is_flag=True, help="Everything, of every upstream.")
+@click.option("--upstream", help="Only of this upstream, by name.")
+@click.option("--operation", help="Only of this operation.")
+@click.option("--model", help="Only of this model, as it is asked for.")
+@click.option("--collection", help="Only of this DashVector collection.")
+@click.option("--yes", is_flag=True, help="Do not ask before purging everything.")
+@admin_options
+def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None) -> None:
+    """
+    Let nothing that was cached until now be answered again: all of it, or what all the given options apply to.
+
+    What is being fetched just now is not answered again either. One request alone is renewed by sending it with
+    Cache-Control: no-cache.
+    """
+    named = {kind: name for kind, name in scope.items() if name is not None}
+    if everything == bool(named):
+        raise click.UsageError("say either --all, or what: --upstream, --operation, --model, --collection")
+    if everything and not yes:
+        click.confirm("Everything will be asked, and paid for, anew. Purge it all?", abort=True)
+    _, document = _ask(admin, "POST", "/v1/purge", {"all": True} if everything else named)
+    shown = "everything" if everything else ", ".join(f"{kind} {name}" for kind, name in document["scope"].items())
+    click.echo(f"purged {shown}: confirmed by {document['confirmed']} of {document['workers']} workers")
+    click.echo(f"token {document['token']}")
+    _warn_of_what_is_left(document)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
 @admin_options
 def stats(*, as_json: bool, admin: str | None) -> None:
@@ -235,13 +262,18 @@ def _set_mode(name: str, *, for_s: float | None, operation: str, upstream: str, 
     _, document = _ask(admin, "PUT", "/v1/mode", order)
     workers = document["workers"]
     click.echo(f"{name}: confirmed by {workers['confirmed']} of {workers['serving']} workers")
+    _warn_of_what_is_left(document)
+    for upstream_name, operations in document["effective"].items():
+        for operation_name, effective in operations.items():
+            click.echo(f"  {upstream_name} {operation_name}: {effective}")
+
+
+def _warn_of_what_is_left(document: dict[str, Any]) -> None:
+    """Say so if an order has not come everywhere yet."""
     if document["replicas"] == "pending":
         click.echo("other replicas: not yet, Redis cannot be reached; they are told when it is back", err=True)
     if not document["persisted"]:
         click.echo("not written to the data folder: a restart will forget it", err=True)
-    for upstream_name, operations in document["effective"].items():
-        for operation_name, effective in operations.items():
-            click.echo(f"  {upstream_name} {operation_name}: {effective}")
 
 
 def _ask(

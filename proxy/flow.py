@@ -40,7 +40,7 @@ from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
 from proxy.core.plan import Scope as ScopeName
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, Routes, UpstreamReply
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Routes, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
@@ -67,6 +67,7 @@ class Flow:
         leases: Leases,
         tasks: Tasks,
         modes: ModeSource,
+        purges: PurgeSource,
         secret: Secret,
         max_key_body_bytes: int,
         max_answer_bytes: int,
@@ -84,6 +85,7 @@ class Flow:
         self._leases = leases
         self._tasks = tasks
         self._modes = modes
+        self._purges = purges
         self._secret = secret
         self._max_key_body_bytes = max_key_body_bytes
         self._max_answer_bytes = max_answer_bytes
@@ -192,9 +194,10 @@ class Flow:
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
     def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> Job:
-        """One key per item: deployment secret, upstream, credential, operation, all fields, and the item itself."""
+        """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
         origin = self._upstreams.transport_of(request).origin.encode()
-        common = common_digest(self._secret, (origin, plan.operation.encode(), *plan.identity))
+        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
+        common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         keys = tuple(item_key(self._secret, common, item) for item in plan.items)
         outcome.items = len(keys)
         return Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))

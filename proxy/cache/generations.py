@@ -9,6 +9,7 @@ This module is what one process remembers: the tokens that it has set, so that a
 not believed, and the scopes that Redis could not be told of, which nothing is read from or kept for until it knows.
 """
 
+import errno
 import os
 import secrets
 import struct
@@ -23,6 +24,8 @@ Scope = bytes
 TOKEN_BYTES = 24
 _TIME = struct.Struct(">Q")
 _MAX_REMEMBERED = 100_000
+_MAX_AHEAD_MS = 86_400_000
+_MAX_JOURNAL_BYTES = 1 << 20
 _JOURNAL = "invalidations-{}.journal"
 _MAX_WORKERS = 256
 
@@ -37,13 +40,15 @@ class Generations:
     One process's memory of writes.
 
     Tokens are a time and random bits: never a counter, because a counter that was evicted comes back to an old value
-    and revives old entries. *wall* gives Unix seconds; a clock behind another replica's costs hits and nothing else.
+    and revives old entries. *wall* gives Unix seconds; a clock behind another replica's costs hits and nothing else,
+    because a token is made later than every other that this process has seen replaced.
     """
 
     def __init__(self, journal: "Journal", wall: Callable[[], float]) -> None:
         self._journal = journal
         self._wall = wall
         self._set_ms: OrderedDict[Scope, int] = OrderedDict()
+        self._told_ms: dict[Scope, int] = {}  # by the clock: the times of tokens run ahead of it
         self._floor_ms = 0
         self._last_ms = 0
         self._writing: dict[Scope, int] = {}
@@ -60,22 +65,44 @@ class Generations:
         """Whether *token*, read from Redis, can be the current one: not older than what this process has set."""
         return token_time_ms(token) >= self._set_ms.get(scope, self._floor_ms)
 
+    def settles(self, scopes: Iterable[Scope], settle_ms: int, at_ms: int | None = None) -> bool:
+        """
+        Whether a write to one of *scopes* that this process has told Redis of was settling *at_ms*, or is so now.
+
+        Redis has holds for this, which it can lose.
+        """
+        time_ms = int(self._wall() * 1000) if at_ms is None else at_ms
+        return any(0 <= time_ms - self._told_ms.get(scope, time_ms + 1) < settle_ms for scope in scopes)
+
     def begin(self, scopes: Collection[Scope]) -> None:
-        """A write to *scopes* starts: it is on the journal before it is forwarded. Raises OSError when it cannot be."""
+        """
+        A write to *scopes* starts: it is on the journal before it is forwarded. ``end`` has to follow in any case.
+
+        Raises:
+            OSError: it could not be put on the journal, so a process that comes after this one will not know of it.
+        """
+        for scope in scopes:
+            self._writing[scope] = self._writing.get(scope, 0) + 1
         fresh = [scope for scope in scopes if scope not in self._journaled]
         self._journal.opened(fresh)
         self._journaled.update(fresh)
-        for scope in scopes:
-            self._writing[scope] = self._writing.get(scope, 0) + 1
 
-    def told(self, scope: Scope, token: bytes) -> None:
-        """Redis has *token* for *scope*."""
+    def told(self, scope: Scope, token: bytes, replaced: bytes | None = None) -> None:
+        """Redis has *token* for *scope*, in the place of *replaced*."""
         time_ms = token_time_ms(token)
-        self._set_ms[scope] = max(time_ms, self._set_ms.pop(scope, 0))
+        floor_ms = max(time_ms, self._set_ms.pop(scope, 0))
+        if replaced is not None and time_ms <= (ahead_ms := token_time_ms(replaced)) < time_ms + _MAX_AHEAD_MS:
+            # A clock ahead of ours made it. A Redis set back to it must not be believed, so neither must one with our
+            # token: the next read will set a later one.
+            floor_ms = max(floor_ms, ahead_ms + 1)
+            self._last_ms = max(self._last_ms, ahead_ms)
+        self._set_ms[scope] = floor_ms
+        self._told_ms[scope] = int(self._wall() * 1000)
         if self._untold.get(scope, time_ms) < time_ms:
             del self._untold[scope]
         if len(self._set_ms) > _MAX_REMEMBERED:
-            _, oldest_ms = self._set_ms.popitem(last=False)
+            oldest, oldest_ms = self._set_ms.popitem(last=False)
+            del self._told_ms[oldest]
             self._floor_ms = max(self._floor_ms, oldest_ms)
         self._close([scope])
 
@@ -108,7 +135,7 @@ class Generations:
         ]
         self._journaled.difference_update(done)
         if done:
-            self._journal.closed(done, is_idle=not self._journaled)
+            self._journal.closed(done, left=self._journaled)
 
 
 class Journal:
@@ -157,13 +184,17 @@ class Journal:
         """*scopes* are about to be written to. Raises OSError when that cannot be noted."""
         self._note("+", scopes)
 
-    def closed(self, scopes: Collection[Scope], *, is_idle: bool) -> None:
-        """Redis knows of *scopes*; with nothing open any more the file starts anew."""
-        if is_idle:
-            if self._file is not None:
+    def closed(self, scopes: Collection[Scope], *, left: Collection[Scope]) -> None:
+        """Redis knows of *scopes*; with nothing *left* open the file starts anew. Never raises."""
+        try:
+            if not left and self._file is not None:
                 os.ftruncate(self._file, 0)
-        else:
-            self._note("-", scopes)
+            elif self._file is not None and os.fstat(self._file).st_size > _MAX_JOURNAL_BYTES:
+                self._rewrite(left)
+            else:
+                self._note("-", scopes)
+        except OSError:
+            pass  # the write is done; a line too many makes something stale once more, and nothing else
 
     def close(self) -> None:
         """Let go of the file."""
@@ -171,6 +202,26 @@ class Journal:
             os.close(self._file)
             self._file = None
 
+    def _rewrite(self, scopes: Collection[Scope]) -> None:
+        """The file anew, with *scopes* alone; at no moment is there none."""
+        if self._path is None:
+            return
+        path = self._path.with_suffix(".new")
+        path.unlink(missing_ok=True)
+        anew = type(self)(path)
+        try:
+            anew.opened(scopes)
+            path.replace(self._path)
+        except OSError:
+            anew.close()
+            raise
+        self.close()
+        self._file = anew._file  # noqa: SLF001  one of us
+
     def _note(self, sign: str, scopes: Collection[Scope]) -> None:
-        if self._file is not None and scopes:
-            os.write(self._file, "".join(f"{sign}{scope.hex()}\n" for scope in scopes).encode("ascii"))
+        if self._file is None or not scopes:
+            return
+        # An empty line first: one that was torn must not take this one along.
+        lines = "".join(("\n", *(f"{sign}{scope.hex()}\n" for scope in scopes))).encode("ascii")
+        if os.write(self._file, lines) != len(lines):
+            raise OSError(errno.ENOSPC, "the journal took a part of a line only")

@@ -9,7 +9,7 @@ but not write goes on serving hits.
 import asyncio
 import base64
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from redis.asyncio import ConnectionPool, Redis
@@ -31,6 +31,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from proxy.cache.deadline import Deadline
 from proxy.cache.guard import Guard, Neutral, Unavailable
 
 Result = TypeVar("Result")
@@ -83,6 +84,9 @@ for i = 1, #KEYS do
 end
 return 1
 """
+# How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
+# that is slow, but always just in time, hold a request for as long as the queue before it.
+_PATIENCE = 4
 
 # Tokens outlive every entry kept under them; an absent one costs hits only.
 _TOKEN_MS = 30 * 86_400_000
@@ -112,6 +116,11 @@ def failure_kind(error: BaseException) -> str:
     return next((kind for classes, kind in kinds if isinstance(error, classes)), "other")
 
 
+def entries_prefix(prefix: bytes) -> bytes:
+    """How the names of all entries begin, and no other names, where all of ours begin with *prefix*."""
+    return prefix + b":e:"
+
+
 class RedisTier:
     """Reads and writes sealed entries; every operation through *guard*."""
 
@@ -139,7 +148,7 @@ class RedisTier:
             driver_info=None,  # or every new connection begins with two commands that nobody needs
         )
         self._redis: Redis = Redis(connection_pool=self._pool)
-        self._prefix = prefix.encode("ascii") + b":e:"
+        self._prefix = entries_prefix(prefix.encode("ascii"))
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
         self._claims = prefix.encode("ascii") + b":c:"
         self._fill = self._redis.register_script(_FILL)
@@ -147,6 +156,7 @@ class RedisTier:
         self._renew = self._redis.register_script(_RENEW)
         self._release = self._redis.register_script(_RELEASE)
         self._guard = guard
+        self._wait_s = _PATIENCE * deadline_s
         self._on_rejected = on_rejected
         # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
         # before the word that answers have become stale.
@@ -190,24 +200,31 @@ class RedisTier:
         at_tokens, at_holds = len(keys), len(keys) + len(scopes)
         return reply[:at_tokens], reply[at_tokens:at_holds], any(hold is not None for hold in reply[at_holds:])
 
-    async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> Tokens | None:
-        """The tokens of *scopes*, those that were absent set to the given ones; ``None`` when Redis was no help."""
+    async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool] | None:
+        """
+        The tokens of *scopes*, those that were absent set to the given ones, and whether any scope is held.
+
+        ``None`` when Redis was no help.
+        """
 
         async def send() -> list[object] | None:
             pipeline = self._redis.pipeline(transaction=False)
             for scope, token in zip(scopes, tokens, strict=True):
                 pipeline.set(self._token(scope), token, px=_TOKEN_MS, nx=True)
-            for scope in scopes:
-                pipeline.get(self._token(scope))
+            pipeline.mget([*map(self._token, scopes), *map(self._hold, scopes)])
             return await self._asked(pipeline.execute())
 
         try:
-            async with self._read_places:
+            async with self._place(self._read_places):
                 replies = await self._guard.run(send, vouches=False)
         except Unavailable:
             return None
-        current = tuple(token for token in (replies or [])[len(scopes) :] if isinstance(token, bytes))
-        return current if len(current) == len(scopes) else None
+        found = replies[-1] if replies else None
+        if not isinstance(found, list) or len(found) != 2 * len(scopes):
+            return None
+        current = tuple(token for token in found[: len(scopes)] if isinstance(token, bytes))
+        is_held = any(hold is not None for hold in found[len(scopes) :])
+        return (current, is_held) if len(current) == len(scopes) else None
 
     async def fill_guarded(
         self, key: bytes, sealed: bytes, ttl_ms: int, scopes: Sequence[bytes], tokens: Tokens
@@ -224,22 +241,26 @@ class RedisTier:
         except Unavailable:
             return False
 
-    async def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> bool:
-        """New tokens and a hold for each scope, all or none; whether Redis took them."""
+    async def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> tuple[bytes | None, ...] | None:
+        """New tokens and a hold for each scope, all or none: the tokens replaced; ``None``: Redis did not take them."""
 
         async def send() -> list[object] | None:
             pipeline = self._redis.pipeline(transaction=True)
+            pipeline.mget([self._token(scope) for scope in tokens])
             for scope, token in tokens.items():
                 pipeline.set(self._token(scope), token, px=_TOKEN_MS)
                 pipeline.set(self._hold(scope), b"1", px=hold_ms)
             return await self._asked(pipeline.execute())
 
         try:
-            async with self._void_places:
+            async with self._place(self._void_places):
                 replies = await self._guard.run(send, vouches=False)
         except Unavailable:
-            return False
-        return replies is not None and all(reply is True for reply in replies)
+            return None
+        replaced, *taken = replies or [None]
+        if not isinstance(replaced, list) or not all(reply is True for reply in taken):
+            return None
+        return tuple(token if isinstance(token, bytes) else None for token in replaced)
 
     async def claim(
         self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
@@ -256,7 +277,7 @@ class RedisTier:
             return await self._asked(self._claim(keys=names, args=[owner, lease_ms, len(keys), *looks]))
 
         try:
-            async with self._read_places:
+            async with self._place(self._read_places):
                 answers = await self._guard.run(send, vouches=False)
         except Unavailable:
             return None
@@ -319,13 +340,26 @@ class RedisTier:
         try:
             # Outside the guard: the wait is for our own connections. It ends soon even if Redis hangs, because those in
             # front fail at their deadline, and then the circuit opens.
-            async with self._read_places:
+            async with self._place(self._read_places):
                 return await self._guard.run(fetch)
         except Unavailable:
             return None
 
     def _claim_name(self, key: bytes) -> bytes:
         return self._claims + base64.urlsafe_b64encode(key).rstrip(b"=")
+
+    @contextlib.asynccontextmanager
+    async def _place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """One of *places*. Raises Unavailable when there is none for a while."""
+        try:
+            async with Deadline(self._wait_s) if places.locked() else contextlib.nullcontext():
+                await places.acquire()
+        except TimeoutError as error:
+            raise Unavailable("no place") from error
+        try:
+            yield
+        finally:
+            places.release()
 
     def _token(self, scope: bytes) -> bytes:
         return self._tokens + base64.urlsafe_b64encode(scope).rstrip(b"=")

@@ -21,9 +21,11 @@ from proxy.core.telemetry import Telemetry
 
 Result = TypeVar("Result")
 
+_TOLD_AT_ONCE = 100
+
 
 class NotTold(Exception):  # noqa: N818  a fork in the road, see ``writing``
-    """In strict mode: Redis could not be told of a write before it was forwarded."""
+    """In strict mode: Redis could not be told of a write before it was forwarded, or the journal could not."""
 
 
 class VoidableTier:
@@ -64,7 +66,7 @@ class VoidableTier:
         """
         The entries under *keys* that no write has made stale, and the tokens under which new ones may be kept.
 
-        Never raises, and waits at most two Redis deadlines.
+        Never raises, and waits for at most three operations of Redis, each within its deadline.
         """
         found = Found()
         if self._redis is None:
@@ -111,12 +113,13 @@ class VoidableTier:
         be able to void what others use. A result that does not *count* (refused) leaves out the second.
 
         Raises:
-            NotTold: strict mode, and Redis could not be told; nothing was forwarded.
+            NotTold: strict mode, and Redis or the journal could not be told; nothing was forwarded.
         """
-        self._generations.begin(scopes)
+        is_on_record = self._begin(scopes)
         is_stale = True
         try:
-            if not await self._may_forward(scopes, announce=announce):
+            is_safe = is_on_record or not self._is_strict
+            if not is_safe or not await self._may_forward(scopes, announce=announce):
                 is_stale = False  # nothing was forwarded, but what could not be told before stays untold
                 raise NotTold
             result = await forward()
@@ -131,8 +134,19 @@ class VoidableTier:
     async def tell(self) -> None:
         """Tell Redis of every scope that it could not be told of."""
         untold = tuple(self._generations.untold)
-        if untold:
-            await self._void(untold)
+        # So many at once as Redis can take within its deadline.
+        for start in range(0, len(untold), _TOLD_AT_ONCE):
+            if not await self._void(untold[start : start + _TOLD_AT_ONCE]):
+                return
+
+    def _begin(self, scopes: Sequence[Scope]) -> bool:
+        """Whether the write to *scopes* is on the journal. A full disk must not stop writes, unless in strict mode."""
+        try:
+            self._generations.begin(scopes)
+        except OSError as error:
+            self._telemetry.background_failed(error)
+            return False
+        return True
 
     async def _may_forward(self, scopes: Sequence[Scope], *, announce: bool) -> bool:
         """Take the first step if *announce*. False in strict mode, when Redis is of no help."""
@@ -144,32 +158,47 @@ class VoidableTier:
 
     async def _look(self, redis: RedisTier, keys: Sequence[bytes], scopes: Sequence[Scope], found: Found) -> bool:
         """Whether Redis could be asked; what it said is in *found*."""
-        if self._generations.is_untold(scopes) and not await self._void(scopes):
+        # No more than these: everything under the endpoint hangs on one of a read's scopes.
+        untold = [scope for scope in scopes if self._generations.is_untold((scope,))]
+        if untold and not await self._void(untold):
             return False
         reply = await redis.read_guarded(keys, scopes)
         if reply is None:
             return False
         values, tokens, is_held = reply
+        is_held = is_held or self._generations.settles(scopes, self._settle_ms)
         if any(token is None for token in tokens):
             made = await redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes])
             if made is None:
                 return False
-            found.tokens = made if self._all_stand(scopes, made) and not is_held else None
+            # Held since, perhaps: what is fetched now could be kept when that hold is over.
+            current, was_held = made
+            found.is_held = is_held or was_held
+            found.tokens = current if not (self._fallen(scopes, current) or found.is_held) else None
             return True
         current = tuple(token for token in tokens if token is not None)
-        if not self._all_stand(scopes, current):
-            return await self._void(scopes)  # Redis has been set back: entries of then must not count again
+        if fallen := self._fallen(scopes, current):
+            return await self._void(fallen)  # Redis has been set back: entries of then must not count again
         if is_held:
             found.is_held = True
             return True
         found.tokens = current
-        self._open_all(keys, values, b"".join(current), found)
+        self._open_all(keys, values, scopes, b"".join(current), found)
         return True
 
-    def _all_stand(self, scopes: Sequence[Scope], tokens: Tokens) -> bool:
-        return all(self._generations.stands(scope, token) for scope, token in zip(scopes, tokens, strict=True))
+    def _fallen(self, scopes: Sequence[Scope], tokens: Tokens) -> list[Scope]:
+        """Those of *scopes* whose tokens are older than what this process has set."""
+        pairs = zip(scopes, tokens, strict=True)
+        return [scope for scope, token in pairs if not self._generations.stands(scope, token)]
 
-    def _open_all(self, keys: Sequence[bytes], values: Sequence[bytes | None], generation: bytes, found: Found) -> None:
+    def _open_all(
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[bytes | None],
+        scopes: Sequence[Scope],
+        generation: bytes,
+        found: Found,
+    ) -> None:
         for key, sealed in zip(keys, values, strict=True):
             if sealed is None:
                 continue
@@ -178,7 +207,9 @@ class VoidableTier:
             except Rejected:
                 self._telemetry.entries_rejected(1)
                 continue
-            if entry.generation == generation:
+            # Somebody who saw no write may have kept it while Redis had lost the hold.
+            is_settled = not self._generations.settles(scopes, self._settle_ms, entry.stored_unix_ms)
+            if entry.generation == generation and is_settled:
                 found.entries[key] = entry
 
     async def _fill(
@@ -190,7 +221,7 @@ class VoidableTier:
         done: Callable[[], None],
     ) -> None:
         try:
-            if self._generations.is_untold(scopes) or not self._all_stand(scopes, tokens):
+            if self._generations.is_untold(scopes) or self._fallen(scopes, tokens):
                 return
             for key, entry in entries.items():
                 sealed = self._codec.seal(key, entry)
@@ -213,10 +244,10 @@ class VoidableTier:
                 self._generations.told(scope, self._generations.new_token())
             return True
         tokens = {scope: self._generations.new_token() for scope in scopes}
-        is_told = await self._redis.void(tokens, self._settle_ms)
-        self._telemetry.invalidated(is_told)
-        if not is_told:
+        replaced = await self._redis.void(tokens, self._settle_ms)
+        self._telemetry.invalidated(replaced is not None)
+        if replaced is None:
             return False
-        for scope, token in tokens.items():
-            self._generations.told(scope, token)
+        for (scope, token), before in zip(tokens.items(), replaced, strict=True):
+            self._generations.told(scope, token, before)
         return True

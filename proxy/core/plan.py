@@ -96,7 +96,7 @@ class Verdict(enum.Enum):
 
     DONE = enum.auto()
     REFUSED = enum.auto()
-    """The credential was not accepted: nothing has changed."""
+    """The credential was not accepted, or there is no such route: nothing has changed."""
     UNKNOWN = enum.auto()
     """Anything else; the write may have happened, in whole or in part."""
 

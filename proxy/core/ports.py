@@ -1,14 +1,14 @@
 """What ``flow`` needs of the outside, as Protocols: vendors, upstreams, modes, clocks."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.modes import Mode
-from proxy.core.plan import Adapter
+from proxy.core.plan import Adapter, Scope
 from proxy.core.request import HeaderLines, Request
 
 
@@ -49,6 +49,13 @@ class ModeSource(Protocol):
 
     def mode(self, upstream: str, operation: str) -> Mode:
         """The mode of *operation* at *upstream*."""
+
+
+class PurgeSource(Protocol):
+    """Which purges a key has to know of."""
+
+    def tokens_for(self, upstream: str, operation: str, model: str, scopes: Sequence[Scope]) -> tuple[bytes, ...]:
+        """Parts of the key of such a request, new ones after each purge that covers it; none without a purge."""
 
 
 class Lifetime(Protocol):

@@ -85,7 +85,7 @@ def _check_framing(raw: web.BaseRequest) -> None:
 def _without_port(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    return host.partition(":")[0].removesuffix(".").lower()  # RFC 1034 §3.1: with the root's dot it is the same name
 
 
 def wants_websocket(raw: web.BaseRequest) -> bool:

@@ -38,6 +38,8 @@ CREDENTIALS = (TOKEN, b"authorization")
 _NO_EFFECT = headers.NO_EFFECT.union(CREDENTIALS, {b"x-user-agent"})  # the SDK's version and platform
 _GRPC_NO_EFFECT_PREFIXES = (*headers.NO_EFFECT_PREFIXES, b"grpc-")  # deadline, codings, tracing: the channel's own
 
+_DASHSCOPE_PATHS = ("/api/", "/api-ws/", "/compatible-mode/", "/compatible-api/")
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]{3,32}")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -58,6 +60,9 @@ class AnswerForm(Protocol):
 # What a wrong token is answered is not documented: as a status, in a gRPC code, or as a code in a body.
 _REFUSALS = frozenset({401, 403})
 _GRPC_REFUSALS = frozenset({7, 16})  # PERMISSION_DENIED, UNAUTHENTICATED
+# What the vendor does not know either: probes and scanners must not be able to empty the cache.
+_UNKNOWN_ROUTE = frozenset({404, 405, 501})
+_GRPC_UNKNOWN_ROUTE = 12  # UNIMPLEMENTED
 
 CodeOf = Callable[[bytes], int | None]
 """The code that an answer's body holds: 0 is success; ``None`` when it holds none."""
@@ -79,6 +84,8 @@ class VectorWrite:
     def verdict(self, status: int, grpc_code: int | None, body: bytes) -> Verdict:
         """See ``core.plan.Write``."""
         if status in _REFUSALS or grpc_code in _GRPC_REFUSALS:
+            return Verdict.REFUSED
+        if self.scopes == ANYWHERE and (status in _UNKNOWN_ROUTE or grpc_code == _GRPC_UNKNOWN_ROUTE):
             return Verdict.REFUSED
         code = self.code_of(body) if status == 200 else None
         if code in _REFUSALS:
@@ -142,7 +149,13 @@ def is_path(path: str) -> bool:
 
 
 def is_meant(path: str, lines: HeaderLines) -> bool:
-    """Whether a request is for DashVector rather than DashScope, as far as its path and its headers tell."""
+    """
+    Whether a request is for DashVector rather than DashScope, as far as its path and its headers tell.
+
+    A path of neither goes where its token belongs; one of DashScope stays there, whatever else the client sends.
+    """
+    if path.startswith(_DASHSCOPE_PATHS):
+        return False
     return is_path(path) or any(name.lower() == TOKEN for name, _ in lines)
 
 

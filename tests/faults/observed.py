@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 
 OPENED, CLOSED = "redis_breaker_open", "redis_breaker_closed"
 # What an operator may read about Redis: a line for a change, none for a request.
-ABOUT_REDIS = {OPENED, CLOSED, "modes_not_shared", "modes_shared_again"}
+ABOUT_REDIS = {OPENED, CLOSED, "orders_not_shared", "orders_shared_again"}
 
 
 def settings(**changes: object) -> dict[str, str]:
@@ -63,12 +63,12 @@ async def redis_failures(proxy: ProxyProcess) -> Mapping[str, int]:
 
 
 def assert_quiet(proxy: ProxyProcess, after: int, *, opened: int, closed: int) -> None:
-    """The log from line *after* on: so many changes of the breaker, nothing else but a change of the modes' sharing."""
+    """The log from line *after* on: so many changes of the breaker, and at most one each way of the orders' sharing."""
     found = events(proxy, after)
     assert set(found) <= ABOUT_REDIS, found
     assert (found[OPENED], found[CLOSED]) == (opened, closed), found
-    assert found["modes_not_shared"] <= 1, found
-    assert found["modes_shared_again"] <= 1, found
+    assert found["orders_not_shared"] <= 1, found
+    assert found["orders_shared_again"] <= 1, found
 
 
 async def stored(redis: RedisServer, count: int) -> None:

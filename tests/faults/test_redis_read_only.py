@@ -43,7 +43,7 @@ async def test_r4_what_can_be_read_is_served(fault, redis_server: RedisServer, s
         assert told["breaker"] == {"state": "closed", "open_workers": 0}
         assert set(told["redis"]["failures"]) == {"rejected"}
         assert told["stores"]["failed"] == 60
-        assert not set(events(proxy, before)) - {"modes_not_shared"}
+        assert not set(events(proxy, before)) - {"orders_not_shared"}
     nobody.close()
 
 

@@ -18,7 +18,9 @@ from tests.support.raw_upstream import RawUpstream
 
 READS = ("/healthz", "/readyz", "/metrics", "/v1/stats", "/v1/mode")
 NONE = ("/", "/v1", "/v1/modes", "/admin", "/healthz/", "//healthz", "/debug/pprof", "/.env")
+CHANGES = (("PUT", "/v1/mode"), ("POST", "/v1/purge"))
 ORDER = {"mode": "bypass"}
+PURGE = {"all": True}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,12 @@ def ask(proxy: ProxyProcess, method: str, path: str, headers=(), body: bytes | N
         connection.close()
 
 
+def changed(proxy: ProxyProcess) -> tuple[object, object]:
+    """All that changes have come to so far, without what ages."""
+    last = proxy.stats()["purges"]["last"]
+    return proxy.modes()["rules"], last and last["token"]
+
+
 def assert_closed(headers: dict[str, str]) -> None:
     """What every answer says to a browser, whatever it is."""
     assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -67,13 +75,17 @@ def assert_closed(headers: dict[str, str]) -> None:
     assert "access-control-allow-origin" not in headers
 
 
+def change_for(path: str) -> bytes:
+    """A body that would change something."""
+    return json.dumps(PURGE if path == "/v1/purge" else ORDER).encode()
+
+
 def every_request() -> list[tuple[str, str, bytes | None]]:
     """Each route by each method, and routes that do not exist."""
-    change = json.dumps(ORDER).encode()
     methods = ("GET", "HEAD", "OPTIONS", "PUT", "POST", "PATCH", "DELETE", "TRACE")
     return [
-        (method, path, change if method in ("PUT", "POST", "PATCH") else None)
-        for path, method in itertools.product((*READS, *NONE), methods)
+        (method, path, change_for(path) if method in ("PUT", "POST", "PATCH") else None)
+        for path, method in itertools.product((*READS, "/v1/purge", *NONE), methods)
     ]
 
 
@@ -93,7 +105,7 @@ def test_s12_nothing_is_told_or_done_without_the_token(proxy: ProxyProcess, toke
         "in another header": [("X-Admin-Token", token), ("Cookie", f"token={token}"), ("Proxy-Authorization", token)],
         "bytes": [("Authorization", "Bearer \xff\xfe")],
     }
-    before = proxy.modes()["rules"]  # tests come in any order, and others switch
+    before = changed(proxy)  # tests come in any order, and others switch
     for (name, lines), (method, path, body) in itertools.product(wrong.items(), every_request()):
         json_line = [("Content-Type", "application/json")] if body else []
         status, headers, said = ask(proxy, method, path, [*lines, *json_line], body)
@@ -105,7 +117,7 @@ def test_s12_nothing_is_told_or_done_without_the_token(proxy: ProxyProcess, toke
     for path in READS:
         for query in (f"?token={token}", f"?access_token={token}", f"?Authorization=Bearer+{token}"):
             assert ask(proxy, "GET", path + query)[0] == 401
-    assert proxy.modes()["rules"] == before
+    assert changed(proxy) == before
     assert_absent(proxy.output, token)
 
 
@@ -124,6 +136,7 @@ def test_s12_with_the_token_it_works(proxy: ProxyProcess, token: str) -> None:
     order = [*lines, ("Content-Type", "application/json")]
     assert ask(proxy, "PUT", "/v1/mode", order, b'{"mode":"shadow","for_s":0.05}')[0] == 200
     assert ask(proxy, "PUT", "/v1/mode", order, b'{"mode":"on"}')[0] == 200
+    assert ask(proxy, "POST", "/v1/purge", order, b'{"all":true}')[0] == 200
 
 
 def test_s12_changes_are_json_by_put_and_nothing_else(proxy: ProxyProcess, token: str) -> None:
@@ -172,6 +185,30 @@ def test_s12_changes_are_json_by_put_and_nothing_else(proxy: ProxyProcess, token
     assert proxy.modes() == before
 
 
+def test_s12_a_purge_is_json_by_post_and_nothing_else(proxy: ProxyProcess, token: str) -> None:
+    lines = [("Authorization", f"Bearer {token}")]
+    order = [*lines, ("Content-Type", "application/json")]
+    change, before = json.dumps(PURGE).encode(), changed(proxy)
+    for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        for body in (change, None):
+            status, headers, _ = ask(proxy, method, "/v1/purge?all=true", order, body)
+            assert (method, status) == (method, 405)
+            assert_closed(headers)
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "", "*/*"):
+        for body in (change, b"all=true", b'{"all":true,"x":"="}'):
+            assert ask(proxy, "POST", "/v1/purge", [*lines, ("Content-Type", kind)], body)[0] == 415, kind
+    assert ask(proxy, "POST", "/v1/purge", lines, change)[0] == 415
+    bad = [b"", b"{", b"[]", b"{}", b"all=true", b'{"all":"true"}', b'{"all":true,"all":true}', b"\xff\xfe"]
+    bad += [b'{"all":false}', b'{"all":true,"model":"m"}', b'{"upstream":"nobody"}', b'{"model":"a\\u0000b"}']
+    bad += [b'{"model":"' + b"x" * 129 + b'"}', b'{"collection":"../x"}', b'{"model":"m","extra":1}']
+    for body in bad:
+        status, headers, _ = ask(proxy, "POST", "/v1/purge", order, body)
+        assert (status, body) == (400, body)
+        assert_closed(headers)
+    assert ask(proxy, "POST", "/v1/purge", order, b" " * 20_000)[0] == 413
+    assert changed(proxy) == before
+
+
 FOREIGN = {
     "a rebound name": [("Host", "evil.test")],
     "a rebound name with our port": [("Host", "127.0.0.1.evil.test:9180")],
@@ -195,22 +232,29 @@ def test_s12_web_pages_in_the_operators_browser_get_nothing(
     """Without a token loopback is trusted, and so is whoever makes the operator's browser go there, unless refused."""
     asked = proxy if with_token else open_proxy
     lines = [("Authorization", f"Bearer {token}")] if with_token else []
-    before = asked.modes()
-    change = json.dumps(ORDER).encode()
+    before = asked.modes(), changed(asked)
     for (name, foreign), (method, path) in itertools.product(
         FOREIGN.items(),
-        [*(("GET", path) for path in READS), ("PUT", "/v1/mode"), ("OPTIONS", "/v1/mode"), ("GET", "/x")],
+        [
+            *(("GET", path) for path in READS),
+            *CHANGES,
+            ("OPTIONS", "/v1/mode"),
+            ("OPTIONS", "/v1/purge"),
+            ("GET", "/x"),
+        ],
     ):
         if with_token and foreign[0][0] == "Host":
             continue  # a page cannot know the token, so any name will do
-        body, kind = (change, [("Content-Type", "application/json")]) if method == "PUT" else (None, [])
+        is_change = (method, path) in CHANGES
+        body, kind = (change_for(path), [("Content-Type", "application/json")]) if is_change else (None, [])
         status, headers, said = ask(asked, method, path, [*lines, *foreign, *kind], body)
         assert (name, status) == (name, 403)
         assert json.loads(said)["error"].startswith("Foreign")
         assert_closed(headers)
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):
-        assert ask(asked, "PUT", "/v1/mode", [*lines, ("Content-Type", kind)], change)[0] == 415
-    assert asked.modes() == before
+        for method, path in CHANGES:
+            assert ask(asked, method, path, [*lines, ("Content-Type", kind)], change_for(path))[0] == 415
+    assert (asked.modes(), changed(asked)) == before
     for own in (
         [],
         [("Host", "localhost:1")],
@@ -228,16 +272,18 @@ async def test_s12_the_data_port_forwards_the_admin_paths(token: str) -> None:
         RawUpstream(answers.respond(b"the upstream's")) as upstream,
         ProxyProcess(dashscope_url=upstream.url, env={"DASHCACHE_ADMIN_TOKEN": token}) as proxy,
     ):
-        before = proxy.modes()
+        before = changed(proxy)
         async with await RawClient.connect(proxy.http_port) as client:
-            for number, path in enumerate((*READS, *NONE), 1):
-                for at, (method, body) in enumerate((("GET", None), ("PUT", json.dumps(ORDER).encode()))):
+            for number, path in enumerate((*READS, "/v1/purge", *NONE), 1):
+                for at, (method, body) in enumerate(
+                    (("GET", None), ("PUT", change_for(path)), ("POST", change_for(path)))
+                ):
                     lines = [(b"Content-Type", b"application/json"), (b"Authorization", b"Bearer " + token.encode())]
                     response = await client.request(method, path, lines, body)
                     assert (response.status, response.body) == (200, b"the upstream's")
                     assert upstream.requests[-1].target == path.encode()
-                    assert len(upstream.requests) == 2 * (number - 1) + at + 1
-        assert proxy.modes() == before
+                    assert len(upstream.requests) == 3 * (number - 1) + at + 1
+        assert changed(proxy) == before
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:9180", "admin.internal:9180"])

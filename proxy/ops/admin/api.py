@@ -1,77 +1,49 @@
 """
-The admin API on its own listener, in the supervisor: health, readiness, metrics, statistics, modes.
+The admin API on its own listener, in the supervisor: health, readiness, metrics, statistics, modes, purges.
 
 Who may ask is decided in ``access``. The data port knows none of these routes: it forwards every path.
 """
 
 import socket
 import time
-from typing import Annotated, Any
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from proxy.core.jsontext import Ambiguous, parse
-from proxy.core.modes import Mode, Rule
-from proxy.ops.admin.access import Guard, Refused, document, middleware
+from proxy.core.modes import Rule
+from proxy.ops.admin.access import Guard, document, middleware
 from proxy.ops.admin.health import State, health, redis_state
+from proxy.ops.admin.orders import mode_order, purge_order
 from proxy.ops.admin.stats import modes_document, stats
-from proxy.ops.switches.book import ModeBook
-from proxy.ops.switches.live import EVERYTHING, MAX_REASON
-from proxy.ops.switches.share import ModeShare
+from proxy.ops.processes.redis_sweep import Sweep
+from proxy.ops.switches.book import Book
+from proxy.ops.switches.modes import ModeBook
+from proxy.ops.switches.purges import PurgeBook, named
+from proxy.ops.switches.share import Share
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
-from proxy.settings_conflicts import ALWAYS_FORWARDED
-from proxy.vendors.dashvector import WRITE
 
 _MAX_BODY_BYTES = 16 * 1024
-_LONGEST_S = 366 * 86_400.0
 _KEEPALIVE_S = 75.0
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must not contain control characters")
-    return text
-
-
-def _known(name: str, info: ValidationInfo) -> str:
-    # A switch for a name with a typing error would be accepted, and do nothing.
-    allowed = (EVERYTHING, *(info.context or {}).get(info.field_name, ()))
-    if name not in allowed:
-        why = ALWAYS_FORWARDED if info.field_name == "operation" and name == WRITE else "unknown"
-        raise ValueError(f"{why}; allowed: {', '.join(allowed)}")
-    return name
-
-
-Scope = Annotated[str, AfterValidator(_known)]
-
-
-class ModeOrder(BaseModel):
-    """The body of ``PUT /v1/mode``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    mode: Mode
-    operation: Scope = EVERYTHING
-    upstream: Scope = EVERYTHING
-    for_s: float | None = Field(None, gt=0, le=_LONGEST_S, allow_inf_nan=False)
-    reason: Annotated[str, Field(max_length=MAX_REASON), AfterValidator(_printable)] = ""
-
-
 class Admin:
-    """The routes; *share* is there when a Redis is."""
+    """The routes; ``sweep`` is there when a Redis is, ``share`` when it may have other replicas."""
 
-    def __init__(self, settings: Settings, state: State, book: ModeBook, metrics: MetricFiles) -> None:
+    def __init__(
+        self, settings: Settings, state: State, book: ModeBook, purges: PurgeBook, metrics: MetricFiles
+    ) -> None:
         self._settings = settings
         self._state = state
         self._book = book
+        self._purges = purges
         self._metrics = metrics
         self._upstreams = labels.upstream_operations(settings)
         self._runner: web.AppRunner | None = None
-        self.share: ModeShare | None = None
+        self.share: Share | None = None
+        self.sweep: Sweep | None = None
 
     async def start(self, bound: socket.socket) -> None:
         """Serve on *bound*, which becomes ours."""
@@ -84,6 +56,7 @@ class Admin:
                 web.get("/v1/stats", self._stats),
                 web.get("/v1/mode", self._mode),
                 web.put("/v1/mode", self._set_mode),
+                web.post("/v1/purge", self._purge),
             ]
         )
         self._runner = web.AppRunner(
@@ -117,13 +90,13 @@ class Admin:
     async def _stats(self, _request: web.Request) -> web.Response:
         redis = await redis_state(self._state)
         totals = await self._metrics.totals()
-        return document(stats(totals, self._state, redis, self._book.live, self._upstreams))
+        return document(stats(totals, self._state, redis, self._book.live, self._upstreams, marks=self._purges.held))
 
     async def _mode(self, _request: web.Request) -> web.Response:
         return document(modes_document(self._book.live, self._upstreams))
 
     async def _set_mode(self, request: web.Request) -> web.Response:
-        order = self._ordered(await request.read())
+        order = mode_order(await request.read(), self._upstreams)
         now_unix_s = time.time()
         rule = Rule(
             order.mode,
@@ -133,31 +106,34 @@ class Admin:
             reason=order.reason,
         )
         done = await self._book.switch(rule)
-        shared = await self.share.synchronise() if self.share is not None else None
         return document(
             {
                 "workers": {"confirmed": done.confirmed, "serving": done.workers},
                 "persisted": done.persisted,
-                "replicas": {None: "none", True: "shared", False: "pending"}[shared],
+                "replicas": await self._replicas(self._book),
                 **modes_document(self._book.live, self._upstreams),
             }
         )
 
-    def _ordered(self, body: bytes) -> ModeOrder:
-        """The order in *body*; Refused with every mistake."""
-        known = {"operation": labels.SWITCHABLE, "upstream": self._upstreams}
-        try:
-            parse(body)  # two members of one name would be read differently by whoever looks at them
-            return ModeOrder.model_validate_json(body, context=known)
-        except Ambiguous as error:
-            raise Refused(400, "BadRequest", (f"the body is not plain JSON: {error}",)) from error
-        except ValidationError as invalid:
-            mistakes = [_mistake(error) for error in invalid.errors(include_url=False, include_input=False)]
-            raise Refused(400, "BadRequest", tuple(mistakes)) from invalid
+    async def _purge(self, request: web.Request) -> web.Response:
+        extent = purge_order(await request.read(), self._upstreams).extent
+        mark, done = await self._purges.purge(extent)
+        self._metrics.purged()
+        if self.sweep is not None and "all" in named(extent):
+            self.sweep.start()
+        return document(
+            {
+                "token": mark.token,
+                "scope": named(extent),
+                "confirmed": done.confirmed,
+                "workers": done.workers,
+                "persisted": done.persisted,
+                "replicas": await self._replicas(self._purges),
+            }
+        )
 
-
-def _mistake(error: Any) -> str:  # noqa: ANN401  pydantic's dictionary
-    where = ".".join(str(part) for part in error["loc"]) or "body"
-    if error["type"] == "extra_forbidden":
-        return f"{where[:64]}: unknown field; allowed: {', '.join(ModeOrder.model_fields)}"
-    return f"{where}: {error['msg']}"
+    async def _replicas(self, book: Book[Any]) -> str:
+        """Whether the other replicas are told of the orders of *book*."""
+        if self.share is None:
+            return "none"
+        return "shared" if await self.share.synchronise(book) else "pending"

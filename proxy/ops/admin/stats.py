@@ -1,13 +1,16 @@
 """``GET /v1/stats``: the counters of all workers as one JSON document for people and dashboards."""
 
 import importlib.metadata
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.core.modes import Rule
+from proxy.core.purges import Marks
 from proxy.ops.admin import prices
 from proxy.ops.admin.health import State
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.switches.purges import named
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.metric_files import Totals
 
@@ -44,9 +47,15 @@ class _Sums:
 
 
 def stats(
-    totals: Totals, state: State, redis: dict[str, Any], modes: LiveModes, upstreams: Mapping[str, Sequence[str]]
+    totals: Totals,
+    state: State,
+    redis: dict[str, Any],
+    modes: LiveModes,
+    upstreams: Mapping[str, Sequence[str]],
+    *,
+    marks: Marks,
 ) -> dict[str, Any]:
-    """The document; *upstreams* have their operations beside them."""
+    """The document; *upstreams* have their operations beside them, *marks* are the purges'."""
     sums = _Sums(totals)
     served = {name for names in upstreams.values() for name in names}
     shown = [name for name in (*labels.OPERATIONS, labels.OTHER) if name in served or name == labels.OTHER]
@@ -82,6 +91,7 @@ def stats(
             "basis": prices.BASIS,
         },
         "modes": modes_document(modes, upstreams),
+        "purges": _purges(marks),
     }
 
 
@@ -94,6 +104,15 @@ def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> 
         },
         "rules": [_rule(rule) for rule in modes.in_force()],
     }
+
+
+def _purges(marks: Marks) -> dict[str, Any]:
+    """How many marks keys are made with, and the latest."""
+    last = max(marks.marks, key=lambda mark: mark.set_unix_s, default=None)
+    if last is None:
+        return {"marks": 0, "last": None}
+    age_s = round(max(0.0, time.time() - last.set_unix_s))
+    return {"marks": len(marks.marks), "last": {"scope": named(last.extent), "token": last.token, "age_s": age_s}}
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

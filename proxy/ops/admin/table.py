@@ -22,6 +22,7 @@ def _overview(document: dict[str, Any]) -> str:
             ["redis", f"{redis['kind']}, {answered}, breaker {document['breaker']['state']}"],
             ["memory", f"{memory['entries']} rows, {memory['bytes'] / 2**20:.1f} MiB"],
             *_invalidations(document),
+            *_purges(document),
             ["saved", f"about {money['amount']:.4f} {money['currency']}"],
         ]
     )
@@ -34,6 +35,14 @@ def _invalidations(document: dict[str, Any]) -> list[list[str]]:
     told, untold, pending = counts["told"], counts["untold"], counts["pending"]
     text = f"{told + untold} times by writes, {untold} without Redis; {pending} pending"
     return [["invalidated", text]]
+
+
+def _purges(document: dict[str, Any]) -> list[list[str]]:
+    purges = document["purges"]
+    if purges["last"] is None:
+        return []
+    scope = ", ".join("all" if kind == "all" else f"{kind} {name}" for kind, name in purges["last"]["scope"].items())
+    return [["purged", f"{scope}, {_duration(purges['last']['age_s'])} ago; {purges['marks']} marks in all"]]
 
 
 def _listening(listeners: dict[str, Any]) -> str:

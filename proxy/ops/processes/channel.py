@@ -15,11 +15,13 @@ from pydantic import SecretStr
 
 from proxy.core.listening import Port
 from proxy.core.modes import Modes, Rule
+from proxy.core.purges import Mark, Marks
 from proxy.core.tasks import Tasks
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.switches.purges import LivePurges
 from proxy.settings import Settings
 
-# Settings and 256 rules are far below it; it bounds what a confused peer can make us keep.
+# Settings, 256 rules and 1,000 marks are far below it; it bounds what a confused peer can make us keep.
 _MAX_LINE_BYTES = 4 * 2**20
 
 
@@ -33,6 +35,7 @@ class Hello(msgspec.Struct, tag="hello", tag_field="type"):
     secret: bytes
     redis_url: str | None
     rules: tuple[Rule, ...]
+    marks: tuple[Mark, ...] = ()
 
 
 class SetModes(msgspec.Struct, tag="modes", tag_field="type"):
@@ -40,6 +43,13 @@ class SetModes(msgspec.Struct, tag="modes", tag_field="type"):
 
     version: int
     rules: tuple[Rule, ...]
+
+
+class SetPurges(msgspec.Struct, tag="purges", tag_field="type"):
+    """To a worker: from now on keys are made with these marks; confirm *version*."""
+
+    version: int
+    marks: tuple[Mark, ...]
 
 
 class Drain(msgspec.Struct, tag="drain", tag_field="type"):
@@ -52,14 +62,14 @@ class Ready(msgspec.Struct, tag="ready", tag_field="type"):
     """From a worker: all its ports accept connections."""
 
 
-class ModesSet(msgspec.Struct, tag="modes-set", tag_field="type"):
-    """From a worker: no request that comes from now on is treated by older rules."""
+class Confirmed(msgspec.Struct, tag="confirmed", tag_field="type"):
+    """From a worker: no request that comes from now on is treated by older rules or marks than those of *version*."""
 
     version: int
 
 
-ToWorker = Hello | SetModes | Drain
-ToSupervisor = Ready | ModesSet
+ToWorker = Hello | SetModes | SetPurges | Drain
+ToSupervisor = Ready | Confirmed
 
 Message = TypeVar("Message")
 
@@ -122,8 +132,9 @@ class WorkerControl:
     """
     What a worker knows of its supervisor.
 
-    It is *number* of *count*, from 1 on; who replaces a worker that died takes over its number. ``modes`` follows
-    every switch while ``listen`` runs; ``drain_s`` is how long running requests may take at the end.
+    It is *number* of *count*, from 1 on; who replaces a worker that died takes over its number. While
+    ``listen`` runs, ``modes`` follows every switch and ``purges`` every purge; ``drain_s`` is how long running requests
+    may take at the end.
     """
 
     def __init__(
@@ -135,10 +146,12 @@ class WorkerControl:
         *,
         number: int = 1,
         count: int = 1,
+        purges: LivePurges | None = None,
     ) -> None:
         self.number = number
         self.count = count
         self.modes = modes
+        self.purges = purges or LivePurges()
         self.drain_s = drain_s
         self._channel = channel
         self._draining = asyncio.Event()
@@ -167,7 +180,10 @@ class WorkerControl:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, SetModes):
                 self.modes.replace(Modes(message.rules))
-                self._channel.send(ModesSet(message.version))
+                self._channel.send(Confirmed(message.version))
+            elif isinstance(message, SetPurges):
+                self.purges.replace(Marks(message.marks))
+                self._channel.send(Confirmed(message.version))
             elif isinstance(message, Drain):
                 self.drain(message.within_s)
         # The supervisor has gone, perhaps by kill -9: nobody would ever tell us to stop.

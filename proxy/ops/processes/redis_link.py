@@ -1,5 +1,5 @@
 """
-The supervisor's own line to Redis: a few small commands under a hard deadline, for health and for shared modes.
+The supervisor's own line to Redis: a few small commands under a hard deadline, for health, shared orders and sweeping.
 
 Never on the way of a request. Single server, TLS, ACL and Unix sockets, whatever the URL says.
 """
@@ -68,6 +68,20 @@ class RedisLink:
             await self._redis.set(key, value)
 
         await self._call(command)
+
+    async def remove_some(self, beginning: bytes, cursor: int, count: int) -> tuple[int, int]:
+        """
+        One step, of about *count* keys, of a walk over all: those whose names have this *beginning* are removed.
+
+        Returns where the next step starts (0: that was all), and how many were removed.
+        """
+
+        async def command() -> tuple[int, int]:
+            after, found = await self._redis.scan(cursor, match=beginning.decode() + "*", count=count)
+            names = [name for name in found if isinstance(name, bytes) and name.startswith(beginning)]
+            return int(after), int(await self._redis.unlink(*names)) if names else 0
+
+        return await self._call(command)
 
     async def round_trip_ms(self) -> float:
         """Milliseconds for setting a key that nobody else has, reading it back and comparing."""

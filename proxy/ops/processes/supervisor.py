@@ -1,8 +1,8 @@
 """
 ``dashcache run``: one supervisor, its workers, perhaps a Redis, and the order in which they come and go.
 
-The supervisor serves no data. It holds what must be one of its kind: the data folder, the ports' numbers, the modes,
-the admin listener. Open ``Supervisor._start`` for the way up; the exit stack walks the same way down.
+The supervisor serves no data. It holds what must be one of its kind: the data folder, the ports' numbers, the modes
+and purges, the admin listener. Open ``Supervisor._start`` for the way up; the exit stack walks the same way down.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import proxy
 from proxy.core.key import Secret
 from proxy.core.listening import shown
 from proxy.core.modes import Modes
+from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
 from proxy.ops.admin.api import Admin
@@ -28,9 +29,11 @@ from proxy.ops.processes.ports import Reserved, bind, reserve_all
 from proxy.ops.processes.process import METRICS_VARIABLE, child_environment, python_module
 from proxy.ops.processes.redis_child import RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
+from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.processes.workers import Workers
-from proxy.ops.switches.book import ModeBook
-from proxy.ops.switches.share import ModeShare
+from proxy.ops.switches.modes import ModeBook
+from proxy.ops.switches.purges import PurgeBook
+from proxy.ops.switches.share import Share
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metric_files import MetricFiles
@@ -113,14 +116,16 @@ class Supervisor:
             stack.callback(reserved.socket.close)
         self.state.listening = [reserved.port for reserved in ports]
         book = ModeBook(self._settings.start, folder.path, self._set_modes, lambda: self._modes_changed(metrics, book))
-        book.load()
-        admin = Admin(self._settings, self.state, book, metrics)
+        purges = PurgeBook(folder.path, self._set_purges)
+        for known in (book, purges):
+            known.load()
+        admin = Admin(self._settings, self.state, book, purges, metrics)
         stack.push_async_callback(admin.close)
         await self._start_admin(admin)
         redis_url = await self._redis(folder, stack)
         if redis_url is not None:
-            self._share(redis_url, secret, book, admin, stack)
-        await self._start_workers(stack, book, metrics, ports=ports, secret=secret, redis_url=redis_url)
+            await self._share(redis_url, secret, (book, purges), admin, stack)
+        await self._start_workers(stack, book, purges, metrics, ports=ports, secret=secret, redis_url=redis_url)
 
     def _key_secret(self, folder: DataFolder) -> bytes:
         given = self._settings.key_secret
@@ -153,21 +158,31 @@ class Supervisor:
             logger().warning("embedded_redis_silent")
         return child.url
 
-    def _share(
-        self, redis_url: str, secret: bytes, book: ModeBook, admin: Admin, stack: contextlib.AsyncExitStack
+    async def _share(
+        self,
+        redis_url: str,
+        secret: bytes,
+        books: tuple[ModeBook, PurgeBook],
+        admin: Admin,
+        stack: contextlib.AsyncExitStack,
     ) -> None:
         link = RedisLink(redis_url, self._settings.redis.key_prefix, self._tasks)
         stack.push_async_callback(link.close)
         self.state.link = link
+        admin.sweep = Sweep(link, self._tasks)
+        stack.callback(admin.sweep.cancel)
         # The embedded server is ours alone: there are no replicas to share with.
         if self.state.redis is RedisKind.CONFIGURED:
-            admin.share = ModeShare(link, Secret.derive(secret), book)
+            admin.share = Share(link, Secret.derive(secret), books)
+            # Before the first request: what others have purged while this replica was away must not be answered.
+            await admin.share.first()
             stack.callback(self._tasks.start(admin.share.run()).cancel)
 
     async def _start_workers(
         self,
         stack: contextlib.AsyncExitStack,
         book: ModeBook,
+        purges: PurgeBook,
         metrics: MetricFiles,
         *,
         ports: list[Reserved],
@@ -178,7 +193,8 @@ class Supervisor:
         held = tuple(reserved.port for reserved in ports)
 
         def hello(number: int) -> Hello:
-            return Hello(number, self.state.wanted, settings, held, secret, redis_url, book.live.switched.rules)
+            rules, marks = book.held.rules, purges.held.marks
+            return Hello(number, self.state.wanted, settings, held, secret, redis_url, rules, marks)
 
         workers = Workers(
             self.state.wanted,
@@ -201,6 +217,9 @@ class Supervisor:
 
     async def _set_modes(self, modes: Modes) -> tuple[int, int]:
         return await self.state.workers.set_modes(modes) if self.state.workers is not None else (0, 0)
+
+    async def _set_purges(self, marks: Marks) -> tuple[int, int]:
+        return await self.state.workers.set_purges(marks) if self.state.workers is not None else (0, 0)
 
     def _modes_changed(self, metrics: MetricFiles, book: ModeBook) -> None:
         metrics.modes(book.live, self._upstreams)

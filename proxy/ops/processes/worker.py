@@ -15,10 +15,12 @@ import uvloop
 
 from proxy.core.listening import Port
 from proxy.core.modes import Modes
+from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import Hello, WorkerControl, settings_from_json, worker_end
 from proxy.ops.processes.process import CONTROL_VARIABLE, die_with_parent
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.settings import Settings
 
@@ -53,7 +55,13 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
     modes = LiveModes(settings.start)
     modes.replace(Modes(hello.rules))
     control = WorkerControl(
-        channel, modes, settings.limits.drain_s, _end_at_last, number=hello.worker, count=hello.workers
+        channel,
+        modes,
+        settings.limits.drain_s,
+        _end_at_last,
+        number=hello.worker,
+        count=hello.workers,
+        purges=LivePurges(Marks(hello.marks)),
     )
     tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
     control.start(tasks)

@@ -1,5 +1,5 @@
 """
-The worker processes: started, replaced when they die, told of modes, drained at the end.
+The worker processes: started, replaced when they die, told of modes and purges, drained at the end.
 
 Knows nothing of what workers do; that is in the Hello that each of them is given.
 """
@@ -14,13 +14,23 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.core.modes import Modes
+from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
-from proxy.ops.processes.channel import Channel, Drain, Hello, ModesSet, SetModes, ToSupervisor, supervisor_end
+from proxy.ops.processes.channel import (
+    Channel,
+    Confirmed,
+    Drain,
+    Hello,
+    SetModes,
+    SetPurges,
+    ToSupervisor,
+    supervisor_end,
+)
 from proxy.ops.processes.process import CONTROL_VARIABLE, Backoff
 from proxy.ops.telemetry.log_output import logger
 
 CONFIRM_S = 1.0
-"""How long a switch waits for the workers' confirmations."""
+"""How long an order waits for the workers' confirmations."""
 
 # Beyond the time for draining: a worker also closes its connections, and has a deadline of its own.
 _LAST_SECONDS = 5.0
@@ -89,10 +99,18 @@ class Workers:
 
     async def set_modes(self, modes: Modes) -> tuple[int, int]:
         """Hand *modes* to all; how many of those that serve confirmed within a second, and how many serve."""
+        return await self._order(lambda version: SetModes(version, modes.rules))
+
+    async def set_purges(self, marks: Marks) -> tuple[int, int]:
+        """Hand *marks* to all, likewise."""
+        return await self._order(lambda version: SetPurges(version, marks.marks))
+
+    async def _order(self, message: Callable[[int], SetModes | SetPurges]) -> tuple[int, int]:
+        # One count of versions for all kinds: a worker takes messages in turn, so the last it confirmed tells it all.
         self._version += 1
         version = self._version
         for worker in self._running:
-            worker.channel.send(SetModes(version, modes.rules))
+            worker.channel.send(message(version))
         asked = [worker for worker in self._running if worker.serves]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S):
@@ -168,7 +186,7 @@ class Workers:
 
     async def _listen(self, worker: Worker) -> None:
         while (message := await worker.channel.receive()) is not None:
-            if isinstance(message, ModesSet):
+            if isinstance(message, Confirmed):
                 worker.confirmed = max(worker.confirmed, message.version)
             else:
                 worker.serves = True

@@ -1,1 +1,1 @@
-"""The modes of a running proxy: what holds now, how it is kept, and how replicas learn of it."""
+"""What operators order of a running proxy, modes and purges: what holds, how it is kept, how replicas learn of it."""

@@ -1,23 +1,20 @@
 """
-The supervisor's book of modes: takes orders and other replicas' rules, hands them to the workers, keeps them on disk.
+The supervisor's book of orders: takes them from operators and other replicas, hands them to the workers, keeps them.
 
-An order is applied first and written down after, and neither waits for Redis: switching to bypass must work when
-nothing else does.
+An order is applied first and written down after, and neither waits for Redis: switching to bypass, or purging, must
+work when nothing else does. ``modes`` and ``purges`` say what an order is.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
-from proxy.core.modes import Modes, Rule
 from proxy.ops.processes.data_folder import replace_file
-from proxy.ops.switches.live import MAX_STORED_BYTES, BadRules, LiveModes, decode, encode, tidied
+from proxy.ops.switches.stored import BadOrders, Form, Value
 from proxy.ops.telemetry.log_output import logger
-from proxy.settings import Start
-
-FILE_NAME = "modes.json"
 
 # Two orders within one tick of the clock, or after the clock was set back, still have an order.
 _LATER_S = 0.001
@@ -25,86 +22,78 @@ _LATER_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """How far a switch has come: workers that confirmed it, of so many, and whether it is on disk."""
+    """How far an order has come: workers that confirmed it, of so many, and whether it is on disk."""
 
     confirmed: int
     workers: int
     persisted: bool
 
 
-Push = Callable[[Modes], Awaitable[tuple[int, int]]]
-"""Hands modes to all workers; returns how many confirmed in time, and of how many."""
+class Book(ABC, Generic[Value]):
+    """
+    One per supervisor and *form*, kept in a file in *folder*.
 
-
-class ModeBook:
-    """One per supervisor; *push* reaches its workers, *changed* is called after every change."""
+    *push* hands all orders to all workers, and returns how many confirmed in time, and of how many.
+    """
 
     def __init__(
         self,
-        start: Start,
+        form: Form[Value],
         folder: Path,
-        push: Push,
-        changed: Callable[[], None],
-        unix_s: Callable[[], float] = time.time,
+        push: Callable[[Value], Awaitable[tuple[int, int]]],
+        unix_s: Callable[[], float],
     ) -> None:
-        self.live = LiveModes(start, unix_s)
-        self._path = folder / FILE_NAME
+        self.form = form
+        self.held = form.empty
+        self._path = folder / f"{form.name}.json"
         self._push = push
-        self._changed = changed
         self._unix_s = unix_s
         self._writing = asyncio.Lock()
 
+    @abstractmethod
+    def _with(self, others: Value) -> Value:
+        """What is held together with *others*, as far as each still counts."""
+
     def load(self) -> None:
-        """Take up the rules of the last run; damaged ones are left out and reported."""
+        """Take up the orders of the last run; damaged ones are left out and reported."""
         try:
-            stored = self._path.read_bytes()[: MAX_STORED_BYTES + 1]
+            with self._path.open("rb") as file:
+                stored = file.read(self.form.max_bytes + 1)
+            self._hold(self._with(self.form.decode(stored)))
         except FileNotFoundError:
             return
         except OSError as error:
-            logger().warning("modes_not_read", error=type(error).__name__)
-            return
-        try:
-            self.live.replace(tidied(decode(stored), self._unix_s()))
-        except BadRules as error:
-            logger().warning("modes_not_read", error=str(error))
+            logger().warning(f"{self.form.name}_not_read", error=type(error).__name__)
+        except BadOrders as error:
+            logger().warning(f"{self.form.name}_not_read", error=str(error))
 
-    async def switch(self, rule: Rule) -> Confirmation:
-        """Put *rule* in force, as the latest of all; its time of setting is given here."""
-        now_unix_s = self._unix_s()
-        newest_unix_s = max((known.set_unix_s for known in self.live.switched.rules), default=0.0)
-        dated = Rule(
-            mode=rule.mode,
-            upstream=rule.upstream,
-            operation=rule.operation,
-            until_unix_s=rule.until_unix_s,
-            set_unix_s=max(now_unix_s, newest_unix_s + _LATER_S),
-            reason=rule.reason,
-        )
-        logger().info(
-            "mode_switched", mode=rule.mode, upstream=rule.upstream, operation=rule.operation, reason=rule.reason
-        )
-        return await self._apply(tidied(self.live.switched.with_rule(dated), now_unix_s))
-
-    async def merge(self, modes: Modes) -> None:
-        """Take up another replica's rules, as far as they are later than ours."""
-        merged = tidied(self.live.switched.merged(modes.rules), self._unix_s())
-        if merged != self.live.switched:
-            logger().info("modes_taken_over", rules=len(merged.rules))
+    async def merge(self, others: Value) -> None:
+        """Take up another replica's orders, as far as they are later than ours."""
+        merged = self._with(others)
+        if merged != self.held:
+            logger().info(f"{self.form.name}_taken_over")
             await self._apply(merged)
 
-    async def _apply(self, modes: Modes) -> Confirmation:
-        self.live.replace(modes)
-        self._changed()
-        confirmed, workers = await self._push(modes)
+    def _hold(self, value: Value) -> None:
+        """From now on *value* holds."""
+        self.held = value
+
+    def _now_after(self, known_unix_s: Iterable[float]) -> float:
+        """The time of a new order, which is later than all that are known."""
+        return max(self._unix_s(), max(known_unix_s, default=0.0) + _LATER_S)
+
+    async def _apply(self, value: Value) -> Confirmation:
+        self._hold(value)
+        confirmed, workers = await self._push(value)
         return Confirmation(confirmed, workers, await self._persist())
 
     async def _persist(self) -> bool:
         async with self._writing:
             # What is in force now, not what was when this was called: a later order may have come meanwhile.
-            stored = encode(self.live.switched)
+            stored = self.form.encode(self.held)
             try:
                 await asyncio.to_thread(replace_file, self._path, stored)
             except OSError as error:
-                logger().warning("modes_not_written", error=type(error).__name__)
+                logger().warning(f"{self.form.name}_not_written", error=type(error).__name__)
                 return False
         return True

@@ -1,42 +1,31 @@
 """
-The modes of a running proxy: what holds now, how rules are written down, and what is believed when read.
+The modes of a running proxy: what holds now, and what rules are believed when read.
 
 ``LiveModes`` is what every process asks per request. Rules come from the settings (they hold until somebody switches,
 and again when a switch ends), from operators, and from other replicas. Who carries them where is in ``book``,
 ``share`` and ``processes.channel``.
 """
 
-import hmac
 import math
-import re
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 from proxy.core.modes import Mode, Modes, Rule
+from proxy.ops.switches.stored import BadOrders, Document, Form, check_name, check_time, read
 from proxy.settings import Start
 
 EVERYTHING = "*"
 MAX_RULES = 256
 MAX_REASON = 200
 MAX_STORED_BYTES = 128 * 1024
-_FORMAT = 1
-_NAME = re.compile(r"\*|[a-z0-9][a-z0-9_.-]{0,63}")
 _KEEP_ENDED_S = 86_400.0
 """An ended rule is kept for a day: a replica that was away may still hold an older one for the same scope."""
 _NEVER = math.inf
-_LAST_UNIX_S = 32_503_680_000.0
-"""The year 3000. Far beyond it a float cannot tell one order from the next, and a rule could never be replaced."""
 
 
-class BadRules(ValueError):  # noqa: N818  a verdict about data, like NotStorable
-    """Stored rules that are not ours, or damaged; the message says which check failed, never what was read."""
-
-
-class _Stored(msgspec.Struct, forbid_unknown_fields=True):
-    format: int
+class _Stored(Document, kw_only=True):
     rules: tuple[Rule, ...]
 
 
@@ -103,7 +92,7 @@ def tidied(modes: Modes, now_unix_s: float) -> Modes:
 
 def encode(modes: Modes) -> bytes:
     """*modes* as JSON."""
-    return msgspec.json.encode(_Stored(_FORMAT, modes.rules))
+    return msgspec.json.encode(_Stored(format=1, rules=modes.rules))
 
 
 def decode(stored: bytes) -> Modes:
@@ -111,47 +100,24 @@ def decode(stored: bytes) -> Modes:
     The modes in *stored*, strictly checked.
 
     Raises:
-        BadRules: another format, unknown fields, or values that an operator could not have set.
+        BadOrders: another format, unknown fields, or values that an operator could not have set.
     """
-    if len(stored) > MAX_STORED_BYTES:
-        raise BadRules("too large")
-    try:
-        read = msgspec.json.decode(stored, type=_Stored)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadRules("not in the form of rules") from error
-    if read.format != _FORMAT or len(read.rules) > MAX_RULES:
-        raise BadRules("another format")
-    for rule in read.rules:
+    rules = read(stored, _Stored, MAX_STORED_BYTES).rules
+    if len(rules) > MAX_RULES:
+        raise BadOrders("too many")
+    for rule in rules:
         _check(rule)
-    return Modes().merged(read.rules)
-
-
-def seal(secret: Secret, key: bytes, modes: Modes) -> bytes:
-    """*modes* as stored under *key* where others can write: an authentication tag, then JSON."""
-    body = encode(modes)
-    return authentication_tag(secret, key, body) + body
-
-
-def unseal(secret: Secret, key: bytes, stored: bytes) -> Modes:
-    """
-    The opposite of ``seal``. An old value played back changes nothing: its rules are older than those known.
-
-    Raises:
-        BadRules: not sealed with our secret for this key, or see ``decode``.
-    """
-    tag, body = stored[:TAG_BYTES], stored[TAG_BYTES:]
-    # Both sides are hashed values; how long a comparison takes tells nobody anything, but this costs nothing.
-    if not hmac.compare_digest(tag, authentication_tag(secret, key, body)):
-        raise BadRules("not authenticated")
-    return decode(body)
+    return Modes().merged(rules)
 
 
 def _check(rule: Rule) -> None:
-    if not _NAME.fullmatch(rule.upstream) or not _NAME.fullmatch(rule.operation):
-        raise BadRules("a name that cannot be")
-    if not 0 < rule.set_unix_s <= _LAST_UNIX_S:
-        raise BadRules("a time that cannot be")
-    if rule.until_unix_s is not None and not 0 < rule.until_unix_s <= _LAST_UNIX_S:
-        raise BadRules("a time that cannot be")
+    check_name(rule.upstream)
+    check_name(rule.operation)
+    check_time(rule.set_unix_s)
+    if rule.until_unix_s is not None:
+        check_time(rule.until_unix_s)
     if len(rule.reason) > MAX_REASON or not rule.reason.isprintable():
-        raise BadRules("a reason that cannot be")
+        raise BadOrders("a reason that cannot be")
+
+
+MODES = Form("modes", Modes(), MAX_STORED_BYTES, encode, decode)

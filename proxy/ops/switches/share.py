@@ -1,77 +1,90 @@
 """
-Modes between replicas: one Redis key that each replica reads twice a second and writes when it knows better.
+Orders between replicas: a Redis key per book, which each replica reads twice a second and writes when it knows better.
 
-The value is sealed with the deployment's secret. Two replicas that write at once overwrite each other, and the one
-whose rule is missing sees so half a second later and writes again; merging takes the later rule in each scope, so all
-end with the same rules in whatever order things happen. While Redis is down everything stays as it is, here.
+The values are sealed with the deployment's secret. Two replicas that write at once overwrite each other, and the one
+whose order is missing sees so half a second later and writes again; merging takes the later order in each scope, so all
+end with the same orders in whatever order things happen. While Redis is down everything stays as it is, here.
 """
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 from proxy.core.key import Secret, item_key
-from proxy.core.modes import Modes
 from proxy.ops.processes.redis_link import LinkDown, RedisLink
-from proxy.ops.switches.book import ModeBook
-from proxy.ops.switches.live import MAX_STORED_BYTES, BadRules, seal, unseal
+from proxy.ops.switches.book import Book
+from proxy.ops.switches.stored import BadOrders, Value, seal, unseal
 from proxy.ops.telemetry.log_output import logger
 
 POLL_S = 0.5
+_FIRST_TRIES = 2
 
 
-class ModeShare:
-    """Keeps *book* and the key in step while ``run`` runs."""
+class Share:
+    """Keeps *books* and their keys in step while ``run`` runs."""
 
-    def __init__(self, link: RedisLink, secret: Secret, book: ModeBook, poll_s: float = POLL_S) -> None:
+    def __init__(self, link: RedisLink, secret: Secret, books: Sequence[Book[Any]], poll_s: float = POLL_S) -> None:
         self._link = link
         self._secret = secret
-        self._book = book
+        self._books = books
         self._poll_s = poll_s
-        # Deployments with different secrets cannot read each other's rules; with one key they would fight over it.
-        mark = item_key(secret, b"modes", b"").hex()[:16]
-        self.key = link.prefix + b":modes:" + mark.encode()
         self._is_up = True
-        self._refused = False
+        self._refused: set[bytes] = set()
+
+    def key(self, book: Book[Any]) -> bytes:
+        """Where the orders of *book* are shared."""
+        # Deployments with different secrets cannot read each other's orders; with one key they would fight over it.
+        name = book.form.name.encode()
+        return self._link.prefix + b":" + name + b":" + item_key(self._secret, name, b"").hex()[:16].encode()
+
+    async def first(self) -> None:
+        """Learn what the others have ordered, if Redis can be reached within about a second."""
+        for _ in range(_FIRST_TRIES):
+            if all([await self.synchronise(book) for book in self._books]):
+                return
 
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
-            await self.synchronise()
+            self._report([await self._exchange(book) for book in self._books])
             await asyncio.sleep(self._poll_s)
 
-    async def synchronise(self) -> bool:
+    async def synchronise(self, book: Book[Value]) -> bool:
         """One exchange: read, merge, write if Redis knows less. Whether Redis now holds what we hold."""
-        try:
-            stored = await self._link.read(self.key, MAX_STORED_BYTES)
-            theirs = self._opened(stored)
-            await self._book.merge(theirs)
-            ours = self._book.live.switched
-            if ours.rules and ours != theirs:
-                await self._link.write(self.key, seal(self._secret, self.key, ours))
-        except LinkDown as error:
-            self._report(up=False, kind=error.kind)
-            return False
-        self._report(up=True, kind="")
-        return True
+        return not await self._exchange(book)
 
-    def _opened(self, stored: bytes) -> Modes:
-        if not stored:
-            return Modes()
+    async def _exchange(self, book: Book[Value]) -> str:
+        """See ``synchronise``; what went wrong, or nothing."""
+        key = self.key(book)
         try:
-            theirs = unseal(self._secret, self.key, stored)
-        except BadRules as error:
-            if not self._refused:
-                self._refused = True
-                logger().warning("shared_modes_refused", error=str(error))
-            return Modes()
-        self._refused = False
+            theirs = self._opened(book, key, await self._link.read(key, book.form.max_bytes))
+            await book.merge(theirs)
+            if book.held not in (book.form.empty, theirs):
+                await self._link.write(key, seal(self._secret, key, book.form.encode(book.held)))
+        except LinkDown as error:
+            return error.kind
+        return ""
+
+    def _opened(self, book: Book[Value], key: bytes, stored: bytes) -> Value:
+        if not stored:
+            return book.form.empty
+        try:
+            theirs = book.form.decode(unseal(self._secret, key, stored))
+        except BadOrders as error:
+            if key not in self._refused:
+                self._refused.add(key)
+                logger().warning(f"shared_{book.form.name}_refused", error=str(error))
+            return book.form.empty
+        self._refused.discard(key)
         return theirs
 
-    def _report(self, *, up: bool, kind: str) -> None:
+    def _report(self, troubles: Sequence[str]) -> None:
         """One line per change, none per poll."""
-        if up == self._is_up:
+        trouble = next(filter(None, troubles), "")
+        if (not trouble) == self._is_up:
             return
-        self._is_up = up
-        if up:
-            logger().info("modes_shared_again")
+        self._is_up = not trouble
+        if trouble:
+            logger().warning("orders_not_shared", error=trouble)
         else:
-            logger().warning("modes_not_shared", error=kind)
+            logger().info("orders_shared_again")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest, mmap_dict, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, mmap_dict, multiprocess
 from prometheus_client.metrics_core import Metric
 
 from proxy.core.modes import Mode
@@ -61,6 +61,7 @@ class MetricFiles:
             ("mode", "operation"),
             registry=self._registry,
         )
+        self._purges = Counter("dashcache_purges", "Purges that operators ordered here.", registry=self._registry)
 
     async def render(self) -> bytes:
         """All metrics in Prometheus' text form."""
@@ -92,6 +93,10 @@ class MetricFiles:
             holding = {modes.mode(upstream, operation) for upstream, names in upstreams.items() if operation in names}
             for mode in (Mode.BYPASS, Mode.SHADOW):
                 self._mode.labels(mode.value, operation).set(1 if mode in holding else 0)
+
+    def purged(self) -> None:
+        """Count a purge."""
+        self._purges.inc()
 
     def close(self) -> None:
         """Remove the folder."""

@@ -11,13 +11,15 @@ from pydantic import SecretStr
 
 from proxy.core.listening import Port
 from proxy.core.modes import Mode, Modes
+from proxy.core.purges import NO_MARKS, Marks
 from proxy.core.tasks import Tasks
 from proxy.ops.admin import api as admin_module
 from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.ports import bind
 from proxy.ops.processes.redis_link import RedisLink
-from proxy.ops.switches.book import ModeBook
+from proxy.ops.switches.modes import ModeBook
+from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Listen, Settings, Start
 from tests.support.redis_server import RedisServer
@@ -30,6 +32,7 @@ ROUTES = [
     ("GET", "/v1/stats"),
     ("GET", "/v1/mode"),
     ("PUT", "/v1/mode"),
+    ("POST", "/v1/purge"),
 ]
 
 
@@ -49,12 +52,16 @@ class FakeWorkers:
     async def set_modes(self, _modes: Modes) -> tuple[int, int]:
         return self.serving, self.serving
 
+    async def set_purges(self, _marks: Marks) -> tuple[int, int]:
+        return self.serving, self.serving
+
 
 @dataclass
 class Rig:
     admin: Admin
     state: State
     book: ModeBook
+    purges: PurgeBook
     url: str
     session: aiohttp.ClientSession
     workers: FakeWorkers = field(default_factory=FakeWorkers)
@@ -67,6 +74,9 @@ class Rig:
 
     async def switch(self, **order: Any) -> Answer:
         return await self.ask("PUT", "/v1/mode", json=order)
+
+    async def purge(self, **order: Any) -> Answer:
+        return await self.ask("POST", "/v1/purge", json=order)
 
 
 Make = Callable[..., Any]
@@ -83,11 +93,12 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         workers = FakeWorkers()
         state.workers = workers  # type: ignore[assignment]
         book = ModeBook(Start(), tmp_path, workers.set_modes, lambda: None)
-        admin = Admin(Settings(listen=listen, **stated), state, book, files)
+        purges = PurgeBook(tmp_path, workers.set_purges)
+        admin = Admin(Settings(listen=listen, **stated), state, book, purges, files)
         bound = bind("127.0.0.1", 0, shared=False)
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         await admin.start(bound)
-        rigs.append(Rig(admin, state, book, url, aiohttp.ClientSession(), workers))
+        rigs.append(Rig(admin, state, book, purges, url, aiohttp.ClientSession(), workers))
         return rigs[-1]
 
     yield made
@@ -247,14 +258,105 @@ async def test_writes_cannot_be_switched_and_that_is_said(rig: Rig) -> None:
     assert rig.book.live.switched == Modes()
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"mode":"on","mode":"bypass"}', b'{"mode":NaN}', b"\xff", b"[" * 5_000])
-async def test_what_is_not_plain_json_is_refused(rig: Rig, body: bytes) -> None:
-    answer = await rig.ask("PUT", "/v1/mode", data=body, headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"mode":"on","mode":"bypass"}', b'{"all":true,"all":true}', b'{"mode":NaN}', b"\xff", b"[" * 5_000],
+)
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/mode"), ("POST", "/v1/purge")])
+async def test_what_is_not_plain_json_is_refused(rig: Rig, method: str, path: str, body: bytes) -> None:
+    answer = await rig.ask(method, path, data=body, headers={"Content-Type": "application/json"})
     assert (answer.status, answer.json["error"]) == (400, "BadRequest")
+    assert rig.purges.held == NO_MARKS
 
 
 async def test_a_body_too_large_is_refused(rig: Rig) -> None:
     assert (await rig.switch(mode="on", reason="x" * 100_000)).status == 413
+
+
+# --- purges -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "extent"),
+    [
+        ({"all": True}, ("*", "*", "*", "*")),
+        ({"model": "text-embedding-v4"}, ("*", "*", "text-embedding-v4", "*")),
+        ({"operation": "vector-query", "collection": "users"}, ("*", "vector-query", "*", "users")),
+        ({"upstream": "dashvector"}, ("dashvector", "*", "*", "*")),
+        ({"upstream": "dashscope", "operation": "embedding", "model": "模型"}, ("dashscope", "embedding", "模型", "*")),
+    ],
+)
+async def test_a_purge_tells_its_token_and_how_far_it_came(make: Make, order: Any, extent: tuple[str, ...]) -> None:
+    rig = await make(dashvector_url="https://cluster.example")
+    answer = await rig.purge(**order)
+    (mark,) = rig.purges.held.marks
+    assert mark.extent == extent
+    assert (answer.status, answer.json) == (
+        200,
+        {"token": mark.token, "scope": order, "confirmed": 2, "workers": 2, "persisted": True, "replicas": "none"},
+    )
+    told = (await rig.ask("GET", "/v1/stats")).json["purges"]
+    assert told == {"marks": 1, "last": {"scope": order, "token": mark.token, "age_s": told["last"]["age_s"]}}
+    assert "dashcache_purges_total 1.0" in (await rig.ask("GET", "/metrics")).text
+
+
+async def test_without_a_purge_the_stats_say_so(rig: Rig) -> None:
+    assert (await rig.ask("GET", "/v1/stats")).json["purges"] == {"marks": 0, "last": None}
+    assert "dashcache_purges_total 0.0" in (await rig.ask("GET", "/metrics")).text
+
+
+async def test_every_purge_has_a_token_of_its_own(rig: Rig) -> None:
+    tokens = {(await rig.purge(model="m")).json["token"] for _ in range(3)}
+    assert len(tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("order", "mistakes"),
+    [
+        ({}, ["body: Value error, say either"]),
+        ({"all": False}, ["body: Value error, say either"]),
+        ({"all": True, "model": "m"}, ["body: Value error, say either"]),
+        ({"all": "yes"}, ["all: Input should be a valid boolean"]),
+        ({"all": 1}, ["all: Input should be a valid boolean"]),
+        ({"upstream": None}, ["body: Value error, say either"]),
+        ({"upstream": "nowhere"}, ["upstream: Value error, unknown; allowed: dashscope, dashvector"]),
+        ({"upstream": "*"}, ["upstream: Value error, unknown"]),
+        (
+            {"operation": "embeding"},
+            ["operation: Value error, unknown; allowed: embedding, vector-query, vector"],
+        ),
+        ({"operation": "vector-write"}, ["operation: Value error, nothing of a write is kept; allowed: embedding"]),
+        ({"model": ""}, ["model: Value error, must be 1 to 128 printable"]),
+        ({"model": "a\nb"}, ["model: Value error, must be 1 to 128 printable"]),
+        ({"model": "x" * 129}, ["model: Value error, must be 1 to 128 printable"]),
+        ({"model": 4}, ["model: Input should be a valid string"]),
+        ({"collection": "*"}, ["collection: Value error, must be a collection's name"]),
+        ({"collection": "no"}, ["collection: Value error, must be a collection's name"]),
+        ({"collection": "%75sers"}, ["collection: Value error, must be a collection's name"]),
+        ({"colection": "users", "all": True}, ["colection: unknown field; allowed: all, upstream"]),
+        ({"upstream": "dashscope", "collection": "users"}, ["body: Value error, no upstream of this proxy"]),
+        ({"upstream": "dashscope", "operation": "vector-query"}, ["body: Value error, no upstream of this proxy"]),
+        ({"operation": "vector-stats", "model": "m"}, ["body: Value error, no upstream of this proxy"]),
+        ({"model": "m", "collection": "users"}, ["body: Value error, no upstream of this proxy"]),
+        ({"upstream": "x", "model": "", "z": 0}, ["upstream: ", "model: ", "z: "]),
+        ([], ["body: Input should be"]),
+    ],
+)
+async def test_every_mistake_in_a_purge_is_named(make: Make, order: Any, mistakes: list[str]) -> None:
+    rig = await make(dashvector_url="https://cluster.example")
+    answer = await rig.ask("POST", "/v1/purge", json=order)
+    assert answer.status == 400
+    said = answer.json["mistakes"]
+    assert len(said) == len(mistakes)
+    assert all(mistake.startswith(start) for mistake, start in zip(said, mistakes, strict=True)), said
+    assert rig.purges.held == NO_MARKS
+
+
+async def test_what_no_upstream_here_has_cannot_be_purged(rig: Rig) -> None:
+    for order in ({"operation": "vector-query"}, {"collection": "users"}):
+        answer = await rig.purge(**order)
+        assert answer.status == 400
+        assert "no upstream of this proxy" in answer.json["mistakes"][0]
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------------
@@ -330,9 +432,11 @@ async def test_a_page_of_our_own_is_welcome(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 async def test_a_change_must_be_declared_as_json(rig: Rig, kind: str) -> None:
-    answer = await rig.ask("PUT", "/v1/mode", data=b'{"mode":"bypass"}', headers={"Content-Type": kind})
-    assert answer.status == 415
+    for method, path, body in (("PUT", "/v1/mode", b'{"mode":"bypass"}'), ("POST", "/v1/purge", b'{"all":true}')):
+        answer = await rig.ask(method, path, data=body, headers={"Content-Type": kind})
+        assert answer.status == 415
     assert rig.book.live.switched == Modes()
+    assert rig.purges.held == NO_MARKS
 
 
 @pytest.mark.parametrize(
@@ -342,6 +446,10 @@ async def test_a_change_must_be_declared_as_json(rig: Rig, kind: str) -> None:
         ("DELETE", "/v1/mode", 405),
         ("OPTIONS", "/v1/mode", 405),
         ("PUT", "/healthz", 405),
+        ("GET", "/v1/purge", 405),
+        ("PUT", "/v1/purge", 405),
+        ("DELETE", "/v1/purge", 405),
+        ("POST", "/v1/purge/", 404),
         ("GET", "/v1/mode/", 404),
         ("GET", "/", 404),
         ("GET", "/compatible-mode/v1/embeddings", 404),

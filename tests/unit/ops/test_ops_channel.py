@@ -11,14 +11,16 @@ from pydantic import SecretStr
 
 from proxy.core.listening import Port
 from proxy.core.modes import Mode, Rule
+from proxy.core.purges import Mark
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import (
     Channel,
+    Confirmed,
     Drain,
     Hello,
-    ModesSet,
     Ready,
     SetModes,
+    SetPurges,
     ToSupervisor,
     WorkerControl,
     settings_from_json,
@@ -82,8 +84,14 @@ async def test_a_worker_is_told_its_ports_and_its_number() -> None:
 
 async def test_a_switch_is_in_force_when_it_is_confirmed(pair: Pair) -> None:
     pair.supervisor.send(SetModes(7, (Rule(Mode.BYPASS, set_unix_s=1.0, until_unix_s=4e9),)))
-    assert await pair.supervisor.receive() == ModesSet(7)
+    assert await pair.supervisor.receive() == Confirmed(7)
     assert pair.control.modes.mode("dashscope", "embedding") is Mode.BYPASS
+
+
+async def test_a_purge_is_in_force_when_it_is_confirmed(pair: Pair) -> None:
+    pair.supervisor.send(SetPurges(8, (Mark("ab" * 16, 1.0, model="模型"),)))
+    assert await pair.supervisor.receive() == Confirmed(8)
+    assert pair.control.purges.tokens_for("dashscope", "embedding", "模型", ()) == (b"\xab" * 16,)
 
 
 async def test_ready_is_reported(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import main
 from proxy.core.listening import Port
+from proxy.core.purges import Mark, Marks
 from proxy.ops.admin.health import State
 from proxy.ops.admin.stats import stats as stats_document
 from proxy.ops.switches.live import LiveModes
@@ -55,7 +57,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(self.server.document).encode())
 
-    do_GET = do_PUT = _answer  # noqa: N815  the base class's names
+    do_GET = do_PUT = do_POST = _answer  # noqa: N815  the base class's names
 
     def log_message(self, *_arguments: object) -> None:
         pass
@@ -115,6 +117,57 @@ def test_switches_become_orders(admin: Admin, arguments: list[str], order: dict[
     assert asked["body"] == {"operation": "*", "upstream": "*", "reason": "", **order}
     assert "confirmed by 4 of 4 workers" in result.output
     assert "dashscope embedding: bypass" in result.output
+
+
+PURGED = {"token": "ab" * 16, "confirmed": 4, "workers": 4, "persisted": True, "replicas": "none"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order", "said"),
+    [
+        (["--all", "--yes"], {"all": True}, "purged everything"),
+        (["--model", "text-embedding-v4"], {"model": "text-embedding-v4"}, "purged model text-embedding-v4"),
+        (
+            ["--upstream", "v", "--operation", "vector-query", "--collection", "users"],
+            {"upstream": "v", "operation": "vector-query", "collection": "users"},
+            "purged upstream v, operation vector-query, collection users",
+        ),
+    ],
+)
+def test_a_purge_becomes_an_order(admin: Admin, arguments: list[str], order: dict[str, Any], said: str) -> None:
+    admin.document = {**PURGED, "scope": order}
+    result = call("purge", *arguments, DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 0, result.output
+    (asked,) = admin.asked
+    assert (asked["method"], asked["path"], asked["body"]) == ("POST", "/v1/purge", order)
+    assert f"{said}: confirmed by 4 of 4 workers" in result.output
+    assert PURGED["token"] in result.output
+    assert "Redis" not in result.output
+
+
+def test_a_purge_that_has_not_come_everywhere_says_so(admin: Admin) -> None:
+    admin.document = {**PURGED, "scope": {"model": "m"}, "persisted": False, "replicas": "pending"}
+    result = call("purge", "--model", "m", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 0
+    assert "Redis cannot be reached" in result.output
+    assert "a restart will forget it" in result.output
+
+
+@pytest.mark.parametrize(("answer", "code", "asked"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
+def test_purging_everything_is_asked_about_first(admin: Admin, answer: str, code: int, asked: int) -> None:
+    admin.document = {**PURGED, "scope": {"all": True}}
+    environment = {"DASHCACHE_ADMIN_LISTEN": admin.address}
+    result = CliRunner().invoke(main, ["purge", "--all"], input=answer, env=environment)
+    assert result.exit_code == code
+    assert len(admin.asked) == asked
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all", "--model", "m"], ["--yes"]])
+def test_a_purge_must_say_what(admin: Admin, arguments: list[str]) -> None:
+    result = call("purge", *arguments, DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 2
+    assert "say either --all, or what" in result.output
+    assert not admin.asked
 
 
 @pytest.mark.parametrize("duration", ["10", "m", "-5m", "0s", "10 m", "1w", "nan", "1e3s"])
@@ -183,8 +236,9 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
         ("dashcache_invalidations_total", (("result", "untold"),)): 2.0,
         ("dashcache_pending_invalidations", ()): 1.0,
     }
+    marks = Marks((Mark("ab" * 16, 1.0), Mark("cd" * 16, 2.0, upstream="dashvector", collection="users")))
     upstreams = {name: labels.OPERATIONS_OF[name] for name in ("dashscope", "dashvector")}
-    document = stats_document(totals, state, redis, LiveModes(Start()), upstreams)
+    document = stats_document(totals, state, redis, LiveModes(Start()), upstreams, marks=marks)
     assert document["operations"]["embedding"]["hit_ratio"] == 0.9
     assert document["money_saved"]["amount"] == 1.0  # 2 million tokens at 0.0005 CNY per thousand
     admin.document = json.loads(json.dumps(document))
@@ -196,6 +250,9 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     assert ["listening", "http", "127.0.0.1:8080;", "grpc", "127.0.0.1:50051"] in lines
     assert ["vector-query", "0", "4", "0", "3", "1", "75.0%", "0", "3", "0"] in lines
     assert "7 times by writes, 2 without Redis; 1 pending" in table.output
+    assert re.search(
+        r"^purged +upstream dashvector, collection users, \d+d \d+h ago; 2 marks in all$", table.output, re.MULTILINE
+    )
     as_json = call("stats", "--json", DASHCACHE_ADMIN_LISTEN=admin.address)
     assert json.loads(as_json.output) == admin.document
 

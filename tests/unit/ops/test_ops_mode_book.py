@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.switches.book import FILE_NAME, ModeBook
+from proxy.ops.switches.modes import ModeBook
 from proxy.settings import Start
 
 
@@ -49,7 +49,7 @@ async def test_a_switch_reaches_workers_and_paper(book: ModeBook, workers: Worke
     assert (done.confirmed, done.workers, done.persisted) == (3, 3, True)
     assert book.live.mode("dashscope", "embedding") is Mode.BYPASS
     assert [rule.mode for rule in workers.pushed[-1].rules] == [Mode.BYPASS]
-    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "modes.json").stat().st_mode & 0o777 == 0o600
 
 
 async def test_switches_survive_a_restart(book: ModeBook, workers: Workers, clock: Clock, tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ async def test_a_full_disk_does_not_stop_a_switch(book: ModeBook, monkeypatch: p
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format":1,"rules":[{"mode":"off"}]}', b"\x00" * 200_000])
 async def test_damaged_paper_is_left_aside(book: ModeBook, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / "modes.json").write_bytes(content)
     book.load()
     assert book.live.mode("dashscope", "embedding") is Mode.ON

@@ -5,7 +5,8 @@ import pytest
 
 from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.switches.live import MAX_RULES, BadRules, LiveModes, decode, encode, seal, tidied, unseal
+from proxy.ops.switches.live import MAX_RULES, LiveModes, decode, encode, tidied
+from proxy.ops.switches.stored import BadOrders, seal, unseal
 from proxy.settings import Start
 
 SECRET = Secret.derive(b"one deployment")
@@ -73,7 +74,7 @@ def test_rules_survive_being_written_down() -> None:
         ]
     )
     assert decode(encode(modes)) == modes
-    assert unseal(SECRET, KEY, seal(SECRET, KEY, modes)) == modes
+    assert decode(unseal(SECRET, KEY, seal(SECRET, KEY, encode(modes)))) == modes
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_rules_survive_being_written_down() -> None:
     ],
 )
 def test_rules_that_no_operator_could_set_are_refused(rule: dict[str, object]) -> None:
-    with pytest.raises(BadRules):
+    with pytest.raises(BadOrders):
         decode(msgspec.json.encode({"format": 1, "rules": [rule]}))
 
 
@@ -102,32 +103,32 @@ def test_rules_that_no_operator_could_set_are_refused(rule: dict[str, object]) -
     [b"", b"null", b"{}", b"\xff", b'{"format":2,"rules":[]}', b'{"format":1,"rules":[],"more":1}', b"[" * 200_000],
 )
 def test_what_is_not_a_set_of_rules_is_refused(stored: bytes) -> None:
-    with pytest.raises(BadRules):
+    with pytest.raises(BadOrders):
         decode(stored)
 
 
 def test_more_rules_than_fit_are_refused() -> None:
     rules = [{"mode": "on", "set_unix_s": 5, "operation": f"o{number}"} for number in range(MAX_RULES + 1)]
-    with pytest.raises(BadRules):
+    with pytest.raises(BadOrders):
         decode(msgspec.json.encode({"format": 1, "rules": rules}))
 
 
 def test_sealed_rules_altered_anywhere_are_refused() -> None:
-    sealed = seal(SECRET, KEY, Modes().with_rule(Rule(Mode.BYPASS, set_unix_s=5.0)))
+    sealed = seal(SECRET, KEY, encode(Modes().with_rule(Rule(Mode.BYPASS, set_unix_s=5.0))))
     for position in range(len(sealed)):
         altered = bytearray(sealed)
         altered[position] ^= 1
-        with pytest.raises(BadRules):
+        with pytest.raises(BadOrders):
             unseal(SECRET, KEY, bytes(altered))
-        with pytest.raises(BadRules):
+        with pytest.raises(BadOrders):
             unseal(SECRET, KEY, sealed[:position])
 
 
 def test_sealed_rules_open_with_one_secret_and_under_one_key() -> None:
-    sealed = seal(SECRET, KEY, Modes())
-    with pytest.raises(BadRules):
+    sealed = seal(SECRET, KEY, encode(Modes()))
+    with pytest.raises(BadOrders):
         unseal(Secret.derive(b"another"), KEY, sealed)
-    with pytest.raises(BadRules):
+    with pytest.raises(BadOrders):
         unseal(SECRET, b"elsewhere", sealed)
 
 

@@ -1,5 +1,6 @@
 """The processes, with a worker that does next to nothing: who starts, who is replaced, and that nobody is left."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from proxy.ops.admin.health import Phase
+from proxy.ops.processes.supervisor import Supervisor
+from proxy.ops.switches.share import Share
+from proxy.settings import Listen, Redis, Settings
 from tests.support.certificate import made_certificate
 from tests.support.child import descendants, process_state, send_signal
 from tests.support.proxy_process import ProxyProcess, ProxyStartError
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import wait_until_sync
+from tests.support.waiting import wait_until, wait_until_sync
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_proxy.py")), "run")
 
@@ -213,3 +219,26 @@ def test_ctrl_c_in_a_terminal_drains_too(start: Start) -> None:
     os.killpg(os.getpgid(proxy.pid), signal.SIGINT)
     assert answer(held)["pid"]
     assert proxy.stop() == 0
+
+
+async def test_what_other_replicas_ordered_is_asked_before_any_worker_starts(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        workers=1,
+        listen=Listen(http="127.0.0.1:0", admin="127.0.0.1:0"),
+        redis=Redis(url=SecretStr(redis_server.url)),
+    )
+    supervisor = Supervisor(settings, tmp_path, worker_command=[sys.executable, STUB[1], "worker"])
+    workers_at_first: list[object] = []
+
+    async def first(_share: Share) -> None:
+        workers_at_first.append(supervisor.state.workers)
+
+    monkeypatch.setattr(Share, "first", first)
+    running = asyncio.ensure_future(supervisor.run())
+    await wait_until(lambda: running.done() or supervisor.state.phase is Phase.SERVING, 20.0, "the worker to serve")
+    supervisor.stop()
+    await running
+    assert workers_at_first == [None]
