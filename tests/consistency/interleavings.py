@@ -2,9 +2,9 @@
 Random crossings of reads and writes over two replicas, both protocols, two credentials; with a model of what is legal.
 
 Each interleaving has a collection of its own, in which two documents are written in turn with rising versions. Answers
-wait at the vendor, before or after they are made, until a seeded schedule lets them go. A hit, or a read that shared another's flight, which began after a write
-was acknowledged must know of it: the time for settling is longer than the vendor takes to show a write. A read that
-crosses a write may tell of either state.
+wait at the vendor, before or after they are made, until a seeded schedule lets them go. A hit, or a read that shared
+another's flight, which began after a write was acknowledged must know of it: the time for settling is longer than the
+vendor takes to show a write. A read that crosses a write may tell of either state.
 
     python -m tests.consistency.interleavings --count 1000 --seed 7
 """
@@ -56,8 +56,8 @@ class Figures:
     def __str__(self) -> str:
         waits = ", ".join(f"{number} {point}" for point, number in sorted(self.held.items()))
         return (
-            f"seed {self.seed}: {self.interleavings} interleavings, {self.reads} reads ({self.hits} hits, {self.collapsed} collapsed, "
-            f"{self.crossed} across a write), {self.writes} writes, held: {waits}; "
+            f"seed {self.seed}: {self.interleavings} interleavings, {self.reads} reads ({self.hits} hits, "
+            f"{self.collapsed} collapsed, {self.crossed} across a write), {self.writes} writes, held: {waits}; "
             f"{self.seconds:.1f} s; stale hits: {len(self.stale)}" + "".join(f"\n  {line}" for line in self.stale[:20])
         )
 
