@@ -23,6 +23,7 @@ from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
+from proxy.core.grace import Windows
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
@@ -33,6 +34,7 @@ from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
+from proxy.grace import Grace
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
+# Of the requests that an upstream may have at a time, refreshes take a tenth.
+_REFRESH_SHARE = 10
 # Listeners, log, metrics, journal, and what runs beside a request.
 _OTHER_FILES = 256
 
@@ -70,6 +74,7 @@ class Worker:
     tasks: Tasks
     tiers: Tiers
     voidable: VoidableTier
+    grace: Grace
     flow: Flow
     front: Front
     bridge: Bridge
@@ -106,6 +111,7 @@ async def serve_worker(
         for chore in chores:
             chore.cancel()
         worker.front.is_draining = True
+        await worker.grace.close()
         await worker.bridge.close()
         await asyncio.gather(
             *(runner.cleanup() for runner in runners), *(front.stop(control.drain_s) for front in calls)
@@ -143,6 +149,7 @@ async def built(
         tasks,
         observer,
         max_pending_stores=settings.redis.max_pending_stores,
+        grace_s=_windows(settings).longest_s,
         wall=clock.wall,
     )
     voidable = VoidableTier(
@@ -180,11 +187,21 @@ async def built(
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
     )
+    grace = Grace(
+        windows=_windows(settings),
+        fetcher=fetcher,
+        tasks=tasks,
+        telemetry=observer,
+        wait_s=settings.grace.wait_s,
+        max_refreshes=max(1, settings.upstream.max_inflight // _REFRESH_SHARE),
+        monotonic=clock.monotonic,
+    )
     flow = Flow(
         routes=_adapters(settings, upstreams),
         upstreams=ways,
         asker=asker,
         fetcher=fetcher,
+        grace=grace,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
@@ -209,7 +226,7 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, slots)
+        yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, slots)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -329,6 +346,11 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
         return rule.ttl_s
     by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
     return by_operation.get(operation, lifetimes.embedding_s)
+
+
+def _windows(settings: Settings) -> Windows:
+    grace = settings.grace
+    return Windows(grace.while_refresh_s, grace.if_error_s, frozenset(grace.if_error_for))
 
 
 async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from proxy.core.grace import Cause
 from proxy.core.listening import Protocol
 from proxy.core.modes import Mode
 from proxy.core.upstream import Endpoint, Upstream, split_base_url, split_vector_url
@@ -149,6 +150,20 @@ class Flights(Section):
     delays others. Zero: every worker fetches for itself."""
     uncacheable_s: float = Field(10.0, ge=0, le=600)
     """After an answer that could not be kept, requests for the same item go on their own for so long."""
+
+
+class GraceRule(Section):
+    """After its lifetime an entry of DashScope may still be served, if at all. Never what a write can make stale."""
+
+    while_refresh_s: float = Field(0.0, ge=0, le=30 * 86_400)
+    """For so long after its lifetime an entry is served at once, while one refresh runs; zero: never."""
+    if_error_s: float = Field(0.0, ge=0, le=30 * 86_400)
+    """For so long after its lifetime an entry is served when the vendor fails; zero: never."""
+    if_error_for: tuple[Cause, ...] = tuple(Cause)
+    """Which failures count: ``unreachable``, ``timeout``, ``server-error`` (5xx), ``throttled`` (429), ``busy`` (our
+    own limits). What the vendor says of a request (400, 401, 403) never counts."""
+    wait_s: float = Field(5.0, gt=0, le=3_900)
+    """How long a request waits for a fresh answer while it has a stale one; a ``timeout`` then."""
 
 
 class Memory(Section):
@@ -287,6 +302,7 @@ class Settings(Section):
     upstream: UpstreamLimits = UpstreamLimits()
     limits: Limits = Limits()
     flights: Flights = Flights()
+    grace: GraceRule = GraceRule()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
     vector: Vector = Vector()
