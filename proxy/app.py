@@ -26,6 +26,7 @@ from proxy.cache.voidable import VoidableTier
 from proxy.core.grace import Windows
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
+from proxy.core.plan import ErrorKind
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
 from proxy.core.purges import NO_MARKS
 from proxy.core.request import Request
@@ -35,6 +36,7 @@ from proxy.core.upstream import Upstream
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
+from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
@@ -167,6 +169,7 @@ async def built(
     over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports, slots)
     ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
+    negatives = Negatives(_negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
         tiers=tiers,
@@ -175,6 +178,7 @@ async def built(
         lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
         jitter=settings.lifetimes.jitter,
         max_answer_bytes=settings.limits.max_answer_bytes,
+        keeps_errors=negatives.is_on,
         clock=clock,
         random_unit=random.random,
     )
@@ -202,6 +206,7 @@ async def built(
         asker=asker,
         fetcher=fetcher,
         grace=grace,
+        negatives=negatives,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
@@ -346,6 +351,16 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
         return rule.ttl_s
     by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
     return by_operation.get(operation, lifetimes.embedding_s)
+
+
+def _negative_lifetimes_s(settings: Settings) -> dict[ErrorKind, float]:
+    rule = settings.negative
+    return {
+        ErrorKind.INVALID_PARAMETER: rule.invalid_parameter_s,
+        ErrorKind.EMPTY_INPUT: rule.empty_input_s,
+        ErrorKind.ILLEGAL_INPUT: rule.illegal_input_s,
+        ErrorKind.TOO_LARGE: rule.too_large_s,
+    }
 
 
 def _windows(settings: Settings) -> Windows:

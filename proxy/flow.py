@@ -52,6 +52,7 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.fetch import Fetcher
 from proxy.grace import Grace, Stale
+from proxy.negative import Negatives
 
 
 class Flow:
@@ -69,6 +70,7 @@ class Flow:
         asker: Asker,
         fetcher: Fetcher,
         grace: Grace,
+        negatives: Negatives,
         endpoints: Mapping[str, str],
         voidable: VoidableTier,
         leases: Leases,
@@ -86,6 +88,7 @@ class Flow:
         self._asker = asker
         self._fetcher = fetcher
         self._grace = grace
+        self._negatives = negatives
         self._endpoints = {
             upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
         }
@@ -231,6 +234,8 @@ class Flow:
         stale = self._grace.stand_ins(job, found.entries, missing, now_unix_ms)
         if (reason := self._grace.at_once(job, missing, stale, now_unix_ms)) is not None:
             return self._stale(job, usable, stale, reason)
+        if (known := self._negatives.look(job, missing)) is not None:
+            return known
         if job.wishes.only_if_cached:
             raise ClientError(ErrorCode.NOT_IN_CACHE, "not in the cache, and the request forbids to ask for it", 504)
         outcome.state = CacheState.PARTIAL if outcome.hits else CacheState.MISS
@@ -275,6 +280,7 @@ class Flow:
         is_whole = is_plain and len(landing.positions) == len(job.keys)
         outcome.detail = landing.detail
         if landing.rows is None:
+            self._negatives.note(job, missing, landing)
             outcome.forget_hits()  # the answer will be the upstream's alone
             if landing.answer is not None:
                 if is_whole or (is_plain and landing.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):

@@ -166,6 +166,19 @@ class GraceRule(Section):
     """How long a request waits for a fresh answer while it has a stale one; a ``timeout`` then."""
 
 
+class Negative(Section):
+    """For how long a worker repeats DashScope's error to the very same content; zero: never. Only these kinds."""
+
+    invalid_parameter_s: float = Field(0.0, ge=0, le=300)
+    """``InvalidParameter``: a value out of range, too many texts, a text too long."""
+    empty_input_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.EmptyInput``."""
+    illegal_input_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.IllegalInput``."""
+    too_large_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.TooLarge``."""
+
+
 class Memory(Section):
     """The tier inside each worker."""
 
@@ -303,6 +316,7 @@ class Settings(Section):
     limits: Limits = Limits()
     flights: Flights = Flights()
     grace: GraceRule = GraceRule()
+    negative: Negative = Negative()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
     vector: Vector = Vector()

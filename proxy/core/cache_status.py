@@ -19,7 +19,8 @@ def cache_status(outcome: Outcome) -> str:
     RFC 9211 §2; ``fwd=partial`` and ``fwd=miss`` are its registered values as far as they fit a batch of items.
     """
     members = ["dashcache"]
-    if outcome.state is CacheState.HIT or (outcome.state is CacheState.STALE and not outcome.has_asked):
+    is_stale_hit = outcome.state is CacheState.STALE and not outcome.has_asked
+    if is_stale_hit or outcome.state in (CacheState.HIT, CacheState.NEGATIVE):
         members.append("hit")
     elif outcome.state in _FORWARDED:
         members.append(_FORWARDED[outcome.state])
@@ -31,7 +32,9 @@ def cache_status(outcome: Outcome) -> str:
         members.append("stored")
     if outcome.coalesced:
         members.append("collapsed")
-    if outcome.detail:
+    if outcome.state is CacheState.NEGATIVE:
+        members.append("detail=negative")
+    elif outcome.detail:
         members.append(f"detail={outcome.detail}")
     return "; ".join(members)
 

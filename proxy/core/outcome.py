@@ -13,6 +13,8 @@ class CacheState(enum.StrEnum):
     """Some items came from a tier; one smaller request fetched the rest."""
     STALE = "stale"
     """Some items are past their lifetime and in grace, as the detail says; the rest came from a tier."""
+    NEGATIVE = "negative"
+    """The vendor's error to the very same content, from moments ago."""
     MISS = "miss"
     """Looked up, nothing usable, forwarded."""
     BYPASS = "bypass"

@@ -31,6 +31,7 @@ from proxy.errors import ErrorCode, UpstreamError
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
+from proxy.negative import Negatives
 from proxy.server.http import Front
 from proxy.vendors.dashvector_grpc import SERVICE
 from proxy.vendors.registry import Adapters
@@ -164,6 +165,7 @@ class Rig:
             lifetime=lambda operation, model: 3_600.0,
             jitter=0.1,
             max_answer_bytes=MAX_ANSWER,
+            keeps_errors=False,
             clock=clock,
             random_unit=lambda: 0.5,
         )
@@ -191,6 +193,7 @@ class Rig:
             asker=asker,
             fetcher=fetcher,
             grace=grace,
+            negatives=Negatives({}, self.clock.monotonic),
             endpoints={"vectors": "vectors.test"},
             voidable=self.voidable,
             leases=self.leases,

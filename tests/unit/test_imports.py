@@ -18,7 +18,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "ask": ({"core", "errors", "cache"}, set()),
     "fetch": ({"core", "errors", "cache", "ask"}, set()),
     "grace": ({"core", "errors", "cache", "ask", "fetch"}, {"cachetools"}),
-    "flow": ({"core", "errors", "cache", "ask", "fetch", "grace"}, set()),
+    "negative": ({"core", "errors", "ask"}, {"cachetools"}),
+    "flow": ({"core", "errors", "cache", "ask", "fetch", "grace", "negative"}, set()),
     "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
 
