@@ -23,6 +23,7 @@ from tests.support.waiting import wait_until
 
 Break = Callable[[Rig, History], AbstractAsyncContextManager[None]]
 """What goes wrong when entered, and ends when left."""
+PAUSED_MS = 2_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,10 @@ async def _full(rig: Rig, _: History) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _paused(rig: Rig, _: History) -> AsyncIterator[None]:
-    await rig.aside(rig.redis.command, "CLIENT", "PAUSE", 60_000)
-    try:
-        yield
-    finally:
-        await rig.aside(rig.redis.command, "CLIENT", "UNPAUSE")
+    # Its end has to be said before, as the server then listens to nobody.
+    await rig.aside(rig.redis.command, "CLIENT", "PAUSE", PAUSED_MS)
+    yield
+    await rig.aside(rig.redis.command, "PING")
 
 
 @asynccontextmanager
@@ -240,7 +240,6 @@ FAULTS = (
     Fault("purge of everything", _purged, longest_s=1.0),
     Fault("clients leave", _leaving),
 )
-SETTLED_S = 30.0
 
 
 class Deck:
@@ -278,7 +277,7 @@ class Deck:
         await self._settled(trouble)
 
     async def _settled(self, trouble: Trouble) -> None:
-        await wait_until(self._rig.settled, SETTLED_S, "every replica to have told Redis all")
+        await self._rig.wait_settled()
         trouble.settled_s = time.monotonic()
 
 
@@ -291,6 +290,6 @@ async def watch_untold(rig: Rig, history: History) -> None:
         if now > known and all(trouble.settled_s is not None for trouble in history.troubles):
             trouble = Trouble(time.monotonic() - 2.0)
             history.troubles.append(trouble)
-            await wait_until(rig.settled, SETTLED_S, "every replica to have told Redis all")
+            await rig.wait_settled()
             trouble.settled_s = time.monotonic()
         known = now

@@ -160,9 +160,9 @@ class Load:
         if objection.startswith("stale") and answer.is_hit:
             await asyncio.sleep(SECOND_LOOK_S)
             objection = self.documents.objection(call, answer, began_s, floors)
-        return (
-            f"wrong: stale; {objection} ({door.protocol})" if objection.startswith("stale") else objection
-        ), answer.is_hit
+        if objection.startswith("stale"):
+            objection = f"wrong: stale; {objection} ({door.protocol})"
+        return objection, answer.is_hit
 
     async def _vector_write(self, replica: Replica) -> tuple[str, bool | None]:
         door = replica.door(self._rig.clients, self._chance.choice(PROTOCOLS), self._chance.choice(TOKENS))

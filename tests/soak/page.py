@@ -101,8 +101,8 @@ def _faults(soaked: Soaked) -> Iterable[str]:
 
 
 def _processes(soaked: Soaked) -> Iterable[str]:
-    yield "\n## Processes\n\nMedian of the first third of the time, and of the last. Faults of processes strike replica B\n"
-    yield "alone, whose figures start anew then; A lives from the beginning to the end, and is judged.\n\n"
+    yield "\n## Processes\n\nMedian of the first third of the time, and of the last. Faults of processes strike B "
+    yield "alone, whose figures start anew then; A lives from beginning to end, and is judged.\n\n"
     yield "| process | resident, MiB | open files | sockets | threads |\n|---|---|---|---|---|\n"
     for one in soaked.series:
         rss = one.thirds(lambda sample: sample.rss)

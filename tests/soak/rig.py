@@ -1,6 +1,8 @@
 """Everything that a soak runs on: two replicas, one Redis, one vendor, and a line with faults to each of them."""
 
 import asyncio
+import contextlib
+import http.client
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -15,6 +17,7 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.process_log import Record
 from tests.support.proxy_process import ProxyProcess
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim, sim_process
 
 WORKERS = 2
@@ -23,6 +26,7 @@ VISIBLE_S = 0.1
 SETTLE_S = 1.0
 VECTOR_LIFETIME_S = 20.0
 JITTER = 0.1
+SETTLED_S = 30.0
 KEY_SECRET = "0123456789abcdef" * 4
 DIRECT_TOKEN = "sk-dv-soak"
 
@@ -112,18 +116,27 @@ class Rig:
         await self.aside(self.sim.control, "PUT", "faults", [])
         await self.aside(self.sim.control, "PUT", "dashvector/faults", [])
 
-    async def settled(self) -> bool:
-        """Whether every replica has told Redis all that it has to know, and asks it again."""
-        told = [await asyncio.to_thread(replica.proxy.stats) for replica in self.replicas if replica.is_serving]
-        return all(
-            one["invalidations"]["pending"] == 0 and one["breaker"]["open_workers"] == 0 for one in told
-        ) and bool(told)
+    async def wait_settled(self) -> None:
+        """Until every replica has told Redis all that it has to know, and asks it again."""
 
-    async def untold(self) -> float:
+        async def is_settled() -> bool:
+            told = await self.stats()
+            return all(one["invalidations"]["pending"] == 0 and one["breaker"]["open_workers"] == 0 for one in told)
+
+        await wait_until(is_settled, SETTLED_S, "every replica to have told Redis all")
+
+    async def untold(self) -> int:
         """How many writes Redis was not told of at once, so far."""
-        serving = [replica for replica in self.replicas if replica.is_serving]
-        told = [await asyncio.to_thread(replica.proxy.stats) for replica in serving]
-        return float(sum(one["invalidations"]["untold"] for one in told))
+        return sum(int(one["invalidations"]["untold"]) for one in await self.stats())
+
+    async def stats(self) -> list[Any]:
+        """The statistics of the replicas that serve; one that is just being stopped is left out."""
+        found = []
+        for replica in self.replicas:
+            if replica.is_serving:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    found.append(await asyncio.to_thread(replica.proxy.stats))
+        return found
 
 
 @asynccontextmanager
@@ -141,7 +154,7 @@ async def rig(seed: int) -> AsyncIterator[Rig]:
             await stack.enter_async_context(FaultProxy(target, seed=seed))
             for target in (redis.url, sim.url, sim.url, grpc_port)
         ]
-        options = {
+        options: dict[str, Any] = {
             "redis_url": lines[0].instead_of(redis.url),
             "dashscope_url": lines[1].instead_of(sim.url),
             "dashvector_url": lines[2].instead_of(sim.url),
@@ -160,7 +173,7 @@ async def rig(seed: int) -> AsyncIterator[Rig]:
             replicas.append(replica)
         clients = Clients()
         stack.push_async_callback(clients.close)
-        yield Rig(redis, sim, *lines, replicas, clients, thread)
+        yield Rig(redis, sim, lines[0], lines[1], lines[2], lines[3], replicas, clients, thread)
 
 
 async def _closed(replica: Replica) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -32,9 +31,9 @@ def look(pid: int) -> Sample | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         names = []
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                names.append(os.readlink(entry.path))
+                names.append(str(entry.readlink()))
     except (FileNotFoundError, ProcessLookupError):
         return None
     found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
