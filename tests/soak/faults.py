@@ -106,13 +106,15 @@ async def _redis_resets(rig: Rig, _: History) -> AsyncIterator[None]:
 # --- upstream ---------------------------------------------------------------------------------------------------------
 
 
-def _vendor(rule: dict[str, Any], vector_rule: dict[str, Any]) -> Break:
+def _vendor(rule: dict[str, Any], *vector_rules: dict[str, Any]) -> Break:
     """Both vendors by rules of the simulator's; half of all calls."""
 
     @asynccontextmanager
     async def within(rig: Rig, _: History) -> AsyncIterator[None]:
         await rig.aside(rig.sim.control, "PUT", "faults", [{"probability": 0.5, **rule}])
-        await rig.aside(rig.sim.control, "PUT", "dashvector/faults", [{"probability": 0.5, **vector_rule}])
+        await rig.aside(
+            rig.sim.control, "PUT", "dashvector/faults", [{"probability": 0.5, **one} for one in vector_rules]
+        )
         try:
             yield
         finally:
@@ -224,7 +226,12 @@ FAULTS = (
     Fault("upstream late by 700 ms", _vendor({"latency_ms": 700}, {"latency_ms": 700})),
     Fault(
         "upstream ends in the middle",
-        _vendor({"wrong": "truncated_body"}, {"wrong": "truncated_body", "stage": "after"}),
+        _vendor(
+            {"wrong": "truncated_body"},
+            {"wrong": "truncated_body", "stage": "after", "protocol": "http"},
+            # Half of a message would come as a whole one over gRPC: wrong, not broken off.
+            {"wrong": "disconnect", "stage": "after", "protocol": "grpc"},
+        ),
         "upstream line",
     ),
     Fault(

@@ -160,9 +160,10 @@ class Load:
         if objection.startswith("stale") and answer.is_hit:
             await asyncio.sleep(SECOND_LOOK_S)
             objection = self.documents.objection(call, answer, began_s, floors)
-        if objection.startswith("stale"):
-            objection = f"wrong: stale; {objection} ({door.protocol})"
-        return objection, answer.is_hit
+        if objection.startswith("incomplete") and not answer.is_hit and self._is_excused("vendor", began_s):
+            return "vendor's own: wrong answer", False
+        told = f"wrong: {objection.partition(':')[0]}; {objection} ({door.protocol}, {answer.cache})"
+        return objection and told, answer.is_hit
 
     async def _vector_write(self, replica: Replica) -> tuple[str, bool | None]:
         door = replica.door(self._rig.clients, self._chance.choice(PROTOCOLS), self._chance.choice(TOKENS))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.consistency.calls import Call, Clients, Door, Protocol
+from tests.consistency.calls import Answer, Call, Clients, Door, Protocol
 from tests.support.fault_proxy import FaultProxy
 from tests.support.process_log import Record
 from tests.support.proxy_process import ProxyProcess
@@ -104,12 +104,13 @@ class Rig:
         """Call *work* on the other thread."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
-    async def direct(self, call: Call) -> None:
+    async def direct(self, call: Call, protocol: Protocol = "http") -> Answer:
         """Make a call past the proxies that must succeed."""
-        door = Door(self.clients, "http", self.sim.url, self.sim.grpc_address, DIRECT_TOKEN)
+        door = Door(self.clients, protocol, self.sim.url, self.sim.grpc_address, DIRECT_TOKEN)
         answer = await door.ask(call)
         if not answer.is_success:
             raise RuntimeError(f"{call}: {answer}")
+        return answer
 
     async def clear_vendor(self) -> None:
         """The vendor is well again."""

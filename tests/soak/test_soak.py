@@ -53,7 +53,7 @@ def test_an_answer_shows_what_was_written_and_nothing_else(is_hit: bool) -> None
     assert not objection(3, is_hit=is_hit, read_s=201)
     assert not objection(4, is_hit=is_hit, read_s=201)  # sent, not acknowledged: it may have taken place
     assert objection(2, is_hit=is_hit, read_s=201).startswith("stale")
-    assert objection(5, is_hit=is_hit, read_s=201).startswith("wrong")
+    assert objection(5, is_hit=is_hit, read_s=201).startswith("invented")
 
 
 def test_a_miss_may_be_as_late_as_the_vendor_and_a_hit_may_not() -> None:

@@ -5,17 +5,19 @@ Documents with rising versions, written and read through both replicas; and whic
 - While Redis could not be told (it was away during the write), a replica may not know of a write through the other one:
   then a hit may be as old as its lifetime, and no older. All is strict again once everything was told.
 - A miss shows what the vendor shows: every write that was acknowledged before the vendor's own delay.
-- Nothing shows a version that was never sent.
+- Nothing shows a version that was never sent, and everything but versions is as the vendor says.
 
 After a write of unknown outcome its document is left alone until nothing of it can be under way any more; a write that
 came late would otherwise set the vendor itself back.
 """
 
+import itertools
 import random
+import re
 import time
 from dataclasses import dataclass, field
 
-from tests.consistency.calls import Answer, Call
+from tests.consistency.calls import PROTOCOLS, Answer, Call
 from tests.soak.history import History
 from tests.soak.rig import JITTER, VECTOR_LIFETIME_S, VISIBLE_S, Rig
 
@@ -50,6 +52,13 @@ class Document:
         self.written = [*old[-1:], *(one for one in self.written if one not in old), write]
 
 
+def shape(answer: Answer) -> str:
+    """All that an answer says but for versions: the same for each collection, as all have the same vectors."""
+    if answer.protocol == "grpc":
+        return repr([(doc, score) for doc, _, score in answer.output])
+    return re.sub(r"'version': \d+", "", repr(answer.output))
+
+
 class Documents:
     """The collections and what is known of them."""
 
@@ -57,6 +66,7 @@ class Documents:
         self._history = history
         self._chance = chance
         self._all = {(f"soak{number}", doc): Document() for number in range(COLLECTIONS) for doc in DOCS}
+        self._shapes: dict[tuple[str, str], str] = {}
         self.excused = 0
         """Hits that were older than the last write, as they may be while Redis cannot be told."""
 
@@ -65,6 +75,8 @@ class Documents:
         for number in range(COLLECTIONS):
             await rig.direct(Call("create_collection", f"soak{number}"))
             await rig.direct(Call("upsert_doc", f"soak{number}", version=1, docs=DOCS))
+        for protocol, kind in itertools.product(PROTOCOLS, sorted(set(READ_KINDS))):
+            self._shapes[protocol, kind] = shape(await rig.direct(Call(kind, "soak0", docs=DOCS), protocol))
 
     def question(self) -> Call:
         """A read."""
@@ -73,9 +85,10 @@ class Documents:
     def change(self) -> tuple[Call, Document] | None:
         """A write and its document, which is taken until `done`; None when there is none that may be written now."""
         now_s = time.monotonic()
-        (collection, doc), known = self._chance.choice(list(self._all.items()))
-        if now_s < known.free_at_s:
+        free = [(name, known) for name, known in self._all.items() if now_s >= known.free_at_s]
+        if not free:
             return None
+        (collection, doc), known = self._chance.choice(free)
         known.sent += 1
         known.free_at_s = float("inf")
         return Call("upsert_doc", collection, version=known.sent, docs=(doc,)), known
@@ -96,11 +109,13 @@ class Documents:
     ) -> str:
         """What is wrong with a successful *answer*; empty when nothing is."""
         if set(answer.versions) != set(DOCS):
-            return f"wrong: documents {sorted(answer.versions)}"
+            return f"incomplete: documents {sorted(answer.versions)}"
+        if self._shapes and shape(answer) != self._shapes[answer.protocol, call.operation]:
+            return f"different: {shape(answer)}"
         for doc, (known, written) in floors.items():
             version = answer.versions[doc]
             if version > known.sent:
-                return "wrong: a version that was never sent"
+                return "invented: a version that was never sent"
             if answer.is_hit and version < written[-1].version:
                 missed = [one for one in written if one.version > version]
                 if any(self._must_show(one, began_s) for one in missed):
