@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := proxy tests benchmarks
+SOAK_SECONDS ?= 1800
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-nightly check fmt lint type audit lock bench seed image clean
+.PHONY: help run demo test test-nightly test-faults soak check fmt lint type audit lock bench seed image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,14 @@ test: $(VENV)/.dev .venv-dashscope2/.installed ## set up and pass all tests
 
 test-nightly: $(VENV)/.dev .venv-dashscope2/.installed ## all tests, the slow ones too
 	@$(BIN)/python -m pytest -q -m "slow or not slow" --timeout 600
+
+test-faults: $(VENV)/.dev .venv-dashscope2/.installed ## the tests of the promises, slow ones too; writes docs/reliability.md
+	@report=$$(mktemp); trap 'rm -f "$$report"' EXIT; \
+	  $(BIN)/python -m pytest -q --rows --timeout 900 --junitxml="$$report"; status=$$?; \
+	  $(BIN)/python -m tests.reliability_page "$$report" && exit $$status
+
+soak: $(VENV)/.dev ## steady load and random faults, every answer compared, for SOAK_SECONDS (1800); writes docs/soak.md
+	@$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 check: $(VENV)/.dev ## lint, format and types
 	@$(BIN)/ruff check $(SOURCES)

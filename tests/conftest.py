@@ -8,11 +8,28 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.reliability_page import NAMED
 from tests.support.redis_server import RedisServer
 
 # A slow machine is no failure; pytest-timeout ends what hangs.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rows", action="store_true", help="only the tests named after a promise, the slow ones too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--rows"):
+        config.option.markexpr = ""  # of pyproject.toml, which leaves out the slow ones
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--rows"):
+        left_out = [item for item in items if not NAMED.match(item.name)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if NAMED.match(item.name)]
 
 
 @pytest.fixture

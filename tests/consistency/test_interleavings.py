@@ -1,6 +1,7 @@
 """C1: a thousand random interleavings, in four parts so that they run side by side."""
 
 import secrets
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,9 @@ COUNT = 250
 
 
 @pytest.mark.parametrize("part", range(4))
-async def test_c1_no_hit_of_a_thousand_random_interleavings_is_stale(pair: Rig, part: int) -> None:
+async def test_c1_no_hit_of_a_thousand_random_interleavings_is_stale(
+    pair: Rig, part: int, record_property: Callable[[str, object], None]
+) -> None:
     figures = await crossed(pair, COUNT, seed := secrets.randbelow(2**32))
     print(figures)
     assert not figures.stale, f"python -m tests.consistency.interleavings --count {COUNT} --seed {seed}\n{figures}"
@@ -21,3 +24,4 @@ async def test_c1_no_hit_of_a_thousand_random_interleavings_is_stale(pair: Rig, 
     assert figures.interleavings == COUNT
     assert figures.crossed > COUNT, figures
     assert figures.hits > COUNT / 4, figures
+    record_property("figure", f"{COUNT} interleavings: {figures.reads} reads, {figures.hits} hits, 0 stale")

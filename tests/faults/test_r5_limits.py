@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -73,7 +74,8 @@ async def flood(proxy: ProxyProcess, name: str, rate: float, duration_s: float) 
         return await run_open_loop(call, rate, duration_s=duration_s), retry_after
 
 
-async def overload(limit: int, latency_s: float, usual: float, duration_s: float, queue_wait_s: float) -> None:
+async def overload(limit: int, latency_s: float, usual: float, duration_s: float, queue_wait_s: float) -> str:
+    """Ten times the usual; the figures."""
     vendor = Vendor(limit, latency_s)
     env = settings(upstream_max_inflight=limit, upstream_queue_wait_s=queue_wait_s)
     with contextlib.closing(PortReservation()) as nobody:
@@ -101,18 +103,22 @@ async def overload(limit: int, latency_s: float, usual: float, duration_s: float
             # By the proxy's clock, as the load's runs late. The wait in line is the promise, the rest for the machine.
             latest_s = max(line["total_ms"] for line in lines) / 1000
             assert latest_s <= queue_wait_s + 0.5
-            print(
-                f"\n{report.summary()}; most at once {vendor.most}; refused {refused}, the last after {latest_s:.3f} s"
+            print(f"\n{report.summary()}")
+            return (
+                f"{report.count} calls at {10 * usual:g}/s: at most {vendor.most} of {limit} at the upstream; "
+                f"{refused} refused, none later than {latest_s:.2f} s"
             )
 
 
-async def test_r5_the_upstream_has_never_more_than_the_limit_and_the_excess_is_told_soon() -> None:
-    await overload(limit=8, latency_s=0.05, usual=40, duration_s=5, queue_wait_s=0.25)
+async def test_r5_the_upstream_has_never_more_than_the_limit_and_the_excess_is_told_soon(
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("figure", await overload(limit=8, latency_s=0.05, usual=40, duration_s=5, queue_wait_s=0.25))
 
 
 @pytest.mark.slow
-async def test_r5_in_full() -> None:
-    await overload(limit=100, latency_s=0.5, usual=40, duration_s=60, queue_wait_s=1.0)
+async def test_r5_in_full(record_property: Callable[[str, object], None]) -> None:
+    record_property("figure", await overload(limit=100, latency_s=0.5, usual=40, duration_s=60, queue_wait_s=1.0))
 
 
 # --- the same in single steps -----------------------------------------------------------------------------------------

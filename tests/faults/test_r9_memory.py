@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.recorded import RecordedRequest
 
 MIB = 2**20
 RATE = 10 * 1024
+Record = Callable[[str, object], None]
 EMBEDDINGS = "/api/v1/services/embeddings/text-embedding/text-embedding"
 BLOCK = os.urandom(65536)
 
@@ -47,7 +49,7 @@ async def read_slowly(client: RawClient, seconds: float) -> int:
     return taken
 
 
-async def trickle_down(seconds: float) -> None:
+async def trickle_down(seconds: float, record: Record) -> None:
     size = 200 * MIB
 
     async def answer(request: RecordedRequest, writer: asyncio.StreamWriter) -> None:
@@ -66,21 +68,23 @@ async def trickle_down(seconds: float) -> None:
             while taken < size and (data := await client.reader.read(MIB)):
                 taken += len(data)
             assert taken >= size
-        assert grown(rig, before) <= 16
+        growth = grown(rig, before)
+        assert growth <= 16
+    record("figure", f"200 MiB down to a slow reader: {growth:.1f} MiB more memory")
 
 
-async def test_r9_a_long_answer_and_a_slow_reader() -> None:
-    await trickle_down(4)
+async def test_r9_a_long_answer_and_a_slow_reader(record_property: Record) -> None:
+    await trickle_down(4, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_r9_a_slow_reader_is_no_idle_one() -> None:
+async def test_r9_a_slow_reader_is_no_idle_one(record_property: Record) -> None:
     """The kernels between the two take megabytes at a time, so that nothing moves for a while; a minute must do."""
-    await trickle_down(100)
+    await trickle_down(100, record_property)
 
 
-async def test_r9_a_long_upload_and_a_slow_upstream() -> None:
+async def test_r9_a_long_upload_and_a_slow_upstream(record_property: Record) -> None:
     size = 100 * MIB
     may_hurry = asyncio.Event()
 
@@ -111,14 +115,16 @@ async def test_r9_a_long_upload_and_a_slow_upstream() -> None:
             await sending
             assert (await client.read_response(method="POST", timeout=30)).status == 200
         assert len(rig.only_request().body) == size
-        assert grown(rig, before) <= 16
+        growth = grown(rig, before)
+        assert growth <= 16
+    record_property("figure", f"100 MiB up to a slow upstream: {growth:.1f} MiB more memory")
 
 
 def series(text: str) -> set[str]:
     return {line.rpartition(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
 
 
-async def names(count: int) -> None:
+async def names(count: int, record: Record) -> None:
     """Paths, models and header names that were never seen before, over one connection."""
     async with wire_rig() as rig:
         rig.upstream.answer = answers.respond(b"{}")
@@ -139,15 +145,17 @@ async def names(count: int) -> None:
                 await ask(number)
             rig.forget()
             assert series(await asyncio.to_thread(rig.proxy.metrics)) == before_series
-            assert grown(rig, before) <= 16
+            growth = grown(rig, before)
+            assert growth <= 16
             assert len(before_series) < 2000
+    record("figure", f"{2 * count:,} requests with new names: {growth:.1f} MiB more memory, not one series more")
 
 
-async def test_r9_names_are_not_gathered() -> None:
-    await names(1500)
+async def test_r9_names_are_not_gathered(record_property: Record) -> None:
+    await names(1500, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_r9_two_hundred_thousand_names_are_not_gathered() -> None:
-    await names(100_000)
+async def test_r9_two_hundred_thousand_names_are_not_gathered(record_property: Record) -> None:
+    await names(100_000, record_property)

@@ -1,6 +1,7 @@
 """R2: Redis hangs; connecting still works, so that a limit on connecting alone would not help."""
 
 import time
+from collections.abc import Callable
 
 from tests.faults.observed import assert_quiet, open_breakers, redis_waits_s, settings, wait_event
 from tests.faults.redis_tap import RedisTap
@@ -12,7 +13,9 @@ from tests.vendor_sim import ProcessSim
 DEADLINE_S, RESET_S = 0.2, 0.5
 
 
-async def test_r2_a_hung_redis_costs_one_deadline_briefly(redis_server: RedisServer, sim: ProcessSim) -> None:
+async def test_r2_a_hung_redis_costs_one_deadline_briefly(
+    redis_server: RedisServer, sim: ProcessSim, record_property: Callable[[str, object], None]
+) -> None:
     env = settings(redis_deadline_ms=200, breaker_reset_s=RESET_S)
     async with (
         RedisTap(redis_server.url) as tap,
@@ -27,7 +30,8 @@ async def test_r2_a_hung_redis_costs_one_deadline_briefly(redis_server: RedisSer
             hung_s = running.now_s
             await wait_event(proxy, "redis_breaker_open", after=before)
             opened_s = time.monotonic()
-            assert running.now_s - hung_s < 1.0
+            until_open_s = running.now_s - hung_s
+            assert until_open_s < 1.0
             assert await open_breakers(proxy) == 1
             await running.until(2.2)
             resuming_s, before_s = time.monotonic(), running.now_s
@@ -38,7 +42,8 @@ async def test_r2_a_hung_redis_costs_one_deadline_briefly(redis_server: RedisSer
         assert not report.errors, report.summary()
         assert report.correct == report.count == 450
         # One deadline at worst, and room for a busy machine.
-        assert max(redis_waits_s(proxy, before)) < DEADLINE_S + 0.3
+        worst_s = max(redis_waits_s(proxy, before))
+        assert worst_s < DEADLINE_S + 0.3
         assert report.latency(100) < 1.0, report.summary()
         # While it is open, Redis sees one trial per reset time and nothing else. The first deadline is for what
         # was under way.
@@ -47,6 +52,11 @@ async def test_r2_a_hung_redis_costs_one_deadline_briefly(redis_server: RedisSer
         assert report.within(hung_s + DEADLINE_S, before_s).cached == 0
         assert report.between(resumed_s, resumed_s + RESET_S + DEADLINE_S + 1.0).cached > 0, report.summary()
         assert_quiet(proxy, before, opened=1, closed=1)
+        record_property(
+            "figure",
+            f"{report.count} calls, 0 errors; breaker open after {until_open_s * 1000:.0f} ms; "
+            f"longest wait {worst_s * 1000:.0f} ms at a deadline of {DEADLINE_S * 1000:.0f} ms",
+        )
 
 
 async def test_r2_after_the_hang_no_request_gets_the_answer_to_another(

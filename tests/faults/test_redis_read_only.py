@@ -1,5 +1,7 @@
 """R4: Redis can read but not write; what is in it goes on being served, and the breaker stays out of it."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.faults.observed import events, settings, stats
@@ -20,7 +22,9 @@ def _replica(redis: RedisServer, nobodys_port: int) -> None:
 
 
 @pytest.mark.parametrize("fault", [_full, _replica], ids=["out-of-memory", "read-only-replica"])
-async def test_r4_what_can_be_read_is_served(fault, redis_server: RedisServer, sim: ProcessSim) -> None:
+async def test_r4_what_can_be_read_is_served(
+    fault, redis_server: RedisServer, sim: ProcessSim, record_property: Callable[[str, object], None]
+) -> None:
     # One failure that counts would open it.
     env = settings(redis_deadline_ms=2000, breaker_fail_max=1)
     nobody = PortReservation()
@@ -44,6 +48,7 @@ async def test_r4_what_can_be_read_is_served(fault, redis_server: RedisServer, s
         assert set(told["redis"]["failures"]) == {"rejected"}
         assert told["stores"]["failed"] == 60
         assert not set(events(proxy, before)) - {"orders_not_shared"}
+        record_property("figure", f"{hits.report.cached} of {hits.report.count} known texts are hits")
     nobody.close()
 
 

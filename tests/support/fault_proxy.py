@@ -213,6 +213,9 @@ class FaultProxy:
         by_reset = True
         try:
             by_reset = await self._carry(line, reader, writer)
+        except asyncio.CancelledError:
+            # Always our own doing, in `drop_connections` or `down`; asyncio 3.11 would print it as an error.
+            pass
         finally:
             line.cut(by_reset=by_reset)
             del self._lines[line]

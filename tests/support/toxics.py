@@ -6,6 +6,7 @@ act in the order of `Pipe.deliver`, whatever the order they were added in.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -145,7 +146,8 @@ class Pipe:
             raise LineCutError(by_reset=True)
         await asyncio.sleep(sum(slow.delay_s for slow in self._active(SlowClose)))
         if not self._writer.is_closing():
-            self._writer.write_eof()
+            with contextlib.suppress(OSError):  # broken already, and not noticed yet
+                self._writer.write_eof()
 
     async def _delay(self, arrived_at: float) -> None:
         delay_s = sum(

@@ -1,0 +1,302 @@
+"""
+What goes wrong during a soak, one thing at a time, drawn from a seeded deck: each fault comes before any comes twice.
+
+Faults of the process strike replica B alone, so that replica A lives from the beginning to the end and the growth of
+its processes can be told over the whole time.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.soak.history import Excuse, History, Trouble
+from tests.soak.rig import Rig
+from tests.support.child import send_signal
+from tests.support.fault_proxy import Direction, FaultProxy
+from tests.support.toxics import BlackHole, Latency, ResetPeer, Slicer, Toxic
+from tests.support.waiting import wait_until
+
+Break = Callable[[Rig, History], AbstractAsyncContextManager[None]]
+"""What goes wrong when entered, and ends when left."""
+PAUSED_MS = 2_500
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """*excuse*: what no proxy could save from it; *keeps_untold*: Redis cannot be told of writes meanwhile."""
+
+    name: str
+    enter: Break
+    excuse: Excuse | None = None
+    keeps_untold: bool = False
+    longest_s: float = 4.0
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _hung(rig: Rig, _: History) -> AsyncIterator[None]:
+    rig.redis.hang()
+    try:
+        yield
+    finally:
+        rig.redis.resume()
+
+
+@asynccontextmanager
+async def _dead(rig: Rig, _: History) -> AsyncIterator[None]:
+    rig.redis.kill()
+    try:
+        yield
+    finally:
+        await rig.aside(rig.redis.restart)
+
+
+def _on(line: Callable[[Rig], FaultProxy], toxic: Callable[[], Toxic], direction: Direction) -> Break:
+    @asynccontextmanager
+    async def within(rig: Rig, _: History) -> AsyncIterator[None]:
+        with line(rig).toxic(toxic(), direction):
+            yield
+
+    return within
+
+
+def _redis(toxic: Callable[[], Toxic], direction: Direction = Direction.TO_CLIENT) -> Break:
+    return _on(lambda rig: rig.redis_line, toxic, direction)
+
+
+@asynccontextmanager
+async def _emptied(rig: Rig, _: History) -> AsyncIterator[None]:
+    await rig.aside(rig.redis.command, "FLUSHALL")
+    yield
+
+
+@asynccontextmanager
+async def _full(rig: Rig, _: History) -> AsyncIterator[None]:
+    await rig.aside(rig.redis.config_set, "maxmemory-policy", "noeviction")
+    await rig.aside(rig.redis.config_set, "maxmemory", 1)
+    try:
+        yield
+    finally:
+        await rig.aside(rig.redis.config_set, "maxmemory", "64mb")
+        await rig.aside(rig.redis.config_set, "maxmemory-policy", "allkeys-lru")
+
+
+@asynccontextmanager
+async def _paused(rig: Rig, _: History) -> AsyncIterator[None]:
+    # Its end has to be said before, as the server then listens to nobody.
+    await rig.aside(rig.redis.command, "CLIENT", "PAUSE", PAUSED_MS)
+    yield
+    await rig.aside(rig.redis.command, "PING")
+
+
+@asynccontextmanager
+async def _redis_resets(rig: Rig, _: History) -> AsyncIterator[None]:
+    rig.redis_line.drop_connections(by_reset=True)
+    with rig.redis_line.toxic(ResetPeer(after_bytes=2_000)):
+        yield
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------------
+
+
+def _vendor(rule: dict[str, Any], *vector_rules: dict[str, Any]) -> Break:
+    """Both vendors by rules of the simulator's; half of all calls."""
+
+    @asynccontextmanager
+    async def within(rig: Rig, _: History) -> AsyncIterator[None]:
+        await rig.aside(rig.sim.control, "PUT", "faults", [{"probability": 0.5, **rule}])
+        await rig.aside(
+            rig.sim.control, "PUT", "dashvector/faults", [{"probability": 0.5, **one} for one in vector_rules]
+        )
+        try:
+            yield
+        finally:
+            await rig.clear_vendor()
+
+    return within
+
+
+@asynccontextmanager
+async def _upstream_resets(rig: Rig, _: History) -> AsyncIterator[None]:
+    lines = (rig.scope_line, rig.vector_line, rig.grpc_line)
+    toxics = [(line, line.add(ResetPeer(after_bytes=20_000))) for line in lines]
+    for line in lines:
+        line.drop_connections(by_reset=True)
+    try:
+        yield
+    finally:
+        for line, toxic in toxics:
+            line.remove(toxic)
+            line.drop_connections(by_reset=True)
+
+
+@asynccontextmanager
+async def _upstream_slices(rig: Rig, _: History) -> AsyncIterator[None]:
+    toxics = [(line, line.add(Slicer(200, 0.0005))) for line in (rig.scope_line, rig.vector_line, rig.grpc_line)]
+    try:
+        yield
+    finally:
+        for line, toxic in toxics:
+            line.remove(toxic)
+
+
+# --- processes, orders, clients ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _worker_killed(rig: Rig, _: History) -> AsyncIterator[None]:
+    proxy = rig.replicas[1].proxy
+    pids = proxy.worker_pids()
+    send_signal(pids[0], signal.SIGKILL)
+    yield
+    await wait_until(lambda: len(proxy.worker_pids()) == len(pids), 15.0, "a new worker")
+
+
+@asynccontextmanager
+async def _rolled(rig: Rig, _: History) -> AsyncIterator[None]:
+    """As an orchestrator does it: out of the load balancer, SIGTERM while calls are under way, back when ready."""
+    await rig.aside(rig.sim.control, "PUT", "faults", [{"latency_ms": 400}])
+    await rig.aside(rig.sim.control, "PUT", "dashvector/faults", [{"latency_ms": 400}])
+    replica = rig.replicas[1]
+    await asyncio.sleep(0.5)
+    replica.is_serving = False
+    await asyncio.sleep(0.1)  # what was sent to it has arrived
+    restarting = asyncio.ensure_future(replica.restart())
+    try:
+        yield
+    finally:
+        await rig.clear_vendor()
+        await restarting
+        replica.is_serving = True
+
+
+@asynccontextmanager
+async def _bypassed(rig: Rig, history: History) -> AsyncIterator[None]:
+    for replica in rig.replicas:
+        await asyncio.to_thread(replica.proxy.mode, "bypass", reason="soak")
+    history.bypassed_since_s = time.monotonic()
+    yield
+    history.bypassed_since_s = None
+    for replica in rig.replicas:
+        await asyncio.to_thread(replica.proxy.mode, "on")
+
+
+@asynccontextmanager
+async def _purged(rig: Rig, history: History) -> AsyncIterator[None]:
+    answer = await asyncio.to_thread(rig.replicas[0].proxy.admin, "POST", "/v1/purge", {"all": True})
+    if answer.status != 200:
+        raise RuntimeError(f"the purge was answered {answer.status} {answer.body!r}")
+    history.purged_s = time.monotonic()
+    yield
+
+
+@asynccontextmanager
+async def _leaving(_: Rig, history: History) -> AsyncIterator[None]:
+    history.are_leaving = True
+    yield
+    history.are_leaving = False
+
+
+FAULTS = (
+    Fault("Redis hung (SIGSTOP)", _hung, keeps_untold=True),
+    Fault("Redis killed, back empty", _dead, keeps_untold=True),
+    Fault("Redis in a black hole", _redis(BlackHole, Direction.BOTH), keeps_untold=True),
+    Fault("Redis late by 300 ms", _redis(lambda: Latency(0.3, 0.1)), keeps_untold=True),
+    Fault("Redis late by 20 ms", _redis(lambda: Latency(0.02, 0.01)), keeps_untold=True),
+    Fault("Redis resets", _redis_resets, keeps_untold=True),
+    Fault("Redis in slices of 7 bytes", _redis(lambda: Slicer(7)), keeps_untold=True),
+    Fault("Redis paused (CLIENT PAUSE)", _paused, keeps_untold=True),
+    Fault("Redis full (OOM)", _full, keeps_untold=True),
+    Fault("Redis emptied (FLUSHALL)", _emptied),
+    Fault("upstream 500", _vendor({"error": "internal"}, {"http_status": 500, "grpc_status": "INTERNAL"}), "vendor"),
+    Fault(
+        "upstream 429",
+        _vendor({"error": "rate_quota"}, {"http_status": 429, "grpc_status": "RESOURCE_EXHAUSTED"}),
+        "vendor",
+    ),
+    Fault("upstream errors in a 200", _vendor({"wrong": "code_in_200"}, {"code": -2994}), "vendor"),
+    Fault("upstream leaves items out", _vendor({"wrong": "drop_index"}, {"wrong": "empty_body"}), "vendor"),
+    Fault("upstream late by 700 ms", _vendor({"latency_ms": 700}, {"latency_ms": 700})),
+    Fault(
+        "upstream ends in the middle",
+        _vendor(
+            {"wrong": "truncated_body"},
+            {"wrong": "truncated_body", "stage": "after", "protocol": "http"},
+            # Half of a message would come as a whole one over gRPC: wrong, not broken off.
+            {"wrong": "disconnect", "stage": "after", "protocol": "grpc"},
+        ),
+        "upstream line",
+    ),
+    Fault(
+        "upstream hangs up",
+        _vendor({"wrong": "disconnect"}, {"wrong": "disconnect", "stage": "after"}),
+        "upstream line",
+    ),
+    Fault("upstream resets", _upstream_resets, "upstream line"),
+    Fault("upstream in slices", _upstream_slices),
+    Fault("worker killed (SIGKILL)", _worker_killed, "worker killed", longest_s=1.0),
+    Fault("replica restarted (SIGTERM)", _rolled),
+    Fault("bypass on and off", _bypassed),
+    Fault("purge of everything", _purged, longest_s=1.0),
+    Fault("clients leave", _leaving),
+)
+
+
+class Deck:
+    """Draws faults and plays them."""
+
+    def __init__(self, rig: Rig, history: History, seed: int) -> None:
+        self._rig, self._history = rig, history
+        self._chance = random.Random(f"faults:{seed}")
+        self._left: list[Fault] = []
+
+    async def play(self, every_s: float, until_s: float) -> None:
+        """A fault every so many seconds until monotonic *until_s*; the world is well when this returns."""
+        next_s = time.monotonic() + every_s / 2
+        while next_s + self.longest_s < until_s:
+            await asyncio.sleep(next_s - time.monotonic())
+            if not self._left:
+                self._left = self._chance.sample(FAULTS, len(FAULTS))
+            await self.one(self._left.pop(), every_s)
+            next_s = max(next_s + every_s, time.monotonic() + 1.0)
+
+    @property
+    def longest_s(self) -> float:
+        """No fault lasts longer, but for its own end."""
+        return max(fault.longest_s for fault in FAULTS)
+
+    async def one(self, fault: Fault, every_s: float) -> None:
+        """This fault, from its beginning until everything about it is over."""
+        lasts_s = self._chance.uniform(0.4, 1.0) * min(fault.longest_s, every_s / 2)
+        trouble = Trouble(time.monotonic())
+        if fault.keeps_untold:
+            self._history.troubles.append(trouble)
+        with self._history.spell(fault.name, fault.excuse):
+            async with fault.enter(self._rig, self._history):
+                await asyncio.sleep(lasts_s)
+        await self._settled(trouble)
+
+    async def _settled(self, trouble: Trouble) -> None:
+        await self._rig.wait_settled()
+        trouble.settled_s = time.monotonic()
+
+
+async def watch_untold(rig: Rig, history: History) -> None:
+    """On a busy machine Redis can be too late for a write without any fault: that is a trouble too."""
+    known = await rig.untold()
+    while True:
+        await asyncio.sleep(0.7)
+        now = await rig.untold()
+        if now > known and all(trouble.settled_s is not None for trouble in history.troubles):
+            trouble = Trouble(time.monotonic() - 2.0)
+            history.troubles.append(trouble)
+            await rig.wait_settled()
+            trouble.settled_s = time.monotonic()
+        known = now

@@ -1,0 +1,135 @@
+"""One soak from beginning to end, and what it showed."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.soak.faults import Deck, watch_untold
+from tests.soak.history import History
+from tests.soak.load import Load
+from tests.soak.rig import Rig, rig
+from tests.soak.watch import MIB, Sample, Series, Watch, look
+from tests.support.open_loop import Report, run_open_loop
+from tests.support.waiting import WaitTimeoutError, wait_until
+
+WARM_UP_S = 10.0
+"""Nothing goes wrong before; code paths, pools and tiers fill."""
+MAX_GROWTH = 0.15, 8 * MIB
+MAX_MORE_FILES = 0.2, 20
+MAX_AT_REST = 40
+"""Sockets of a worker once all clients have gone: listeners, Redis, kept upstream connections of the last seconds."""
+
+
+@dataclass(slots=True)
+class Soaked:
+    """What a soak showed."""
+
+    seed: int
+    rate: float
+    seconds: float
+    report: Report
+    kinds: dict[int, str]
+    history: History
+    began_s: float
+    breaches: list[str]
+    series: list[Series]
+    redis_bytes: list[int]
+    excused: int
+    restarts: int
+    at_rest: list[Sample] = field(default_factory=list)
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """How the calls ended that were not answered as the vendor would."""
+        return self.report.errors
+
+
+async def soak(seconds: float, rate: float, every_s: float, seed: int) -> Soaked:
+    """Load for *seconds* at *rate* calls a second, a fault every *every_s* seconds."""
+    async with rig(seed) as made:
+        history = History()
+        load, watch, deck = Load(made, history, seed), Watch(made), Deck(made, history, seed)
+        await load.prepare()
+        await run_open_loop(load.call, rate, duration_s=min(WARM_UP_S, seconds))
+        load.kinds.clear()
+        began_s = time.monotonic()
+        async with _beside(watch.run()), _beside(watch_untold(made, history)), asyncio.TaskGroup() as group:
+            faults = group.create_task(deck.play(every_s, began_s + seconds))
+            report = await run_open_loop(load.call, rate, duration_s=seconds, drain_s=30.0)
+            await faults
+        breaches = [f"{one.at_s - began_s:.1f} s, {one.kind}: {one.verdict}" for one in load.breaches]
+        at_rest = await _at_rest(made, breaches)
+        breaches += _of_processes(made) + grown(list(watch.series.values()))
+        return Soaked(
+            seed=seed,
+            rate=rate,
+            seconds=seconds,
+            report=report,
+            kinds=load.kinds,
+            history=history,
+            began_s=began_s,
+            breaches=breaches,
+            series=list(watch.series.values()),
+            redis_bytes=watch.redis_bytes,
+            excused=load.documents.excused,
+            restarts=sum(replica.restarts for replica in made.replicas),
+            at_rest=at_rest,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """*work* runs while the block does; its failure is the block's at the end."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _at_rest(made: Rig, breaches: list[str]) -> list[Sample]:
+    """What the workers still hold once all clients have gone."""
+    await made.clients.close()
+    found: list[Sample] = []
+
+    def is_at_rest() -> bool:
+        pids = [pid for replica in made.replicas for pid in replica.proxy.worker_pids()]
+        found[:] = [sample for pid in pids if (sample := look(pid))]
+        return all(sample.sockets <= MAX_AT_REST for sample in found)
+
+    try:
+        await wait_until(is_at_rest, 40.0)
+    except WaitTimeoutError:
+        breaches.append(f"sockets of workers without clients: {[sample.sockets for sample in found]}")
+    return found
+
+
+def _of_processes(made: Rig) -> list[str]:
+    """What the replicas say themselves that must not be."""
+    found = []
+    for replica in made.replicas:
+        found += [f"replica {replica.name} {fault}" for fault in replica.faults]
+        errors = Counter(str(line.get("event")) for line in replica.logs if line.get("level") in ("error", "critical"))
+        found += [f"replica {replica.name} logged {count} times {event!r}" for event, count in errors.items()]
+    return found
+
+
+def grown(series: list[Series]) -> list[str]:
+    """Which processes take up more in the last third than in the first."""
+    found = []
+    for one in series:
+        if not one.is_judged:
+            continue
+        first, last = one.thirds(lambda sample: sample.rss)
+        if last > first * (1 + MAX_GROWTH[0]) + MAX_GROWTH[1]:
+            found.append(f"{one.role} grew from {first / MIB:.1f} to {last / MIB:.1f} MiB")
+        first, last = one.thirds(lambda sample: sample.files)
+        if last > first * (1 + MAX_MORE_FILES[0]) + MAX_MORE_FILES[1]:
+            found.append(f"{one.role} had {first:.0f} open files, then {last:.0f}")
+    return found
