@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 from proxy.core.plan import NotStorable
 from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
 from tests.fuzz.embedding_request import SAMPLES
@@ -52,7 +54,7 @@ def check(form: AnswerForm, body: bytes, asked: Asked, weights: list[int]) -> bo
         return False
     assert len(rows) == len(weights)
     whole = _sorted(form, loaded(body))
-    assert not whole.get(form.error)
+    assert not orjson.loads(body).get(form.error)
     if form.request_id in whole:
         whole[form.request_id] = OURS
     whole["usage"] = {name: Spelled(int(count)) for name, count in whole["usage"].items()}  # -0 is 0

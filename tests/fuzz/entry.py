@@ -1,7 +1,8 @@
 """
 Stored values: vectors digit for digit, entries as they were, and nothing but ours is opened.
 
-Input: what to do (1 byte), bytes: a vector's text; contents under a right tag; a value under a wrong one; an entry.
+Input: what to do (1 byte), bytes: a vector's text; contents under a right tag; a value under a wrong one; an entry; the
+parts of an entry.
 """
 
 import random
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import orjson
 
-from proxy.cache.codec import Codec, Rejected
+from proxy.cache.codec import _HEADER, FORMAT_VERSION, Codec, Rejected, _squeeze
 from proxy.cache.numbers import pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import authentication_tag
@@ -38,12 +39,15 @@ def seeds() -> Iterator[bytes]:
                 yield b"\x01" + sealed[16:]
                 yield b"\x02" + sealed
         yield b"\x03" + text + b"\xff{}\xff" + text
+        form, packed, _ = pack(text)
+        for respelled in (b"", b'[[0,"1e0"]]', b'[[-70,"1"]]', b'[[70,"1"]]', b"[[]]", b"{}"):
+            yield bytes([4, form]) + b'{"n":1}\x1eid\x1e' + respelled + b"\xff" + packed
 
 
 def one_input(data: bytes) -> None:
     """Raise AssertionError if something comes back as another."""
     if data:
-        (check_vector, check_contents, check_foreign, check_row)[data[0] % 4](data[1:])
+        (check_vector, check_contents, check_foreign, check_row, check_parts)[data[0] % 5](data[1:])
 
 
 def check_vector(text: bytes) -> bool:
@@ -102,3 +106,11 @@ def check_row(data: bytes) -> bool:
     sealed = CODEC.seal(KEY, entry)
     assert sealed is None or CODEC.open(KEY, sealed) == entry
     return sealed is not None
+
+
+def check_parts(data: bytes) -> bool:
+    """Open what is packed and compressed as it should be, of parts that say anything; whether it opened."""
+    plain, _, packed = data[1:].partition(b"\xff")
+    squeezed = _squeeze(b"{}\x1e{}\x1e" + plain)
+    header = _HEADER.pack(FORMAT_VERSION, data[0] if data else 0, 0, 1, 0, len(squeezed))
+    return check_contents(header + squeezed + packed)
