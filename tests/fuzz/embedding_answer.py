@@ -4,6 +4,7 @@ Answers to text embeddings: whatever comes is refused, or gives rows that make t
 Input: dialect and kinds, number of texts, dimension asked for (0: none), answer.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tests.fuzz.embedding_request import SAMPLES
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import OURS, Spelled, loaded, stored, told
 
+_DOUBLED = "\0doubled"
 KINDS = (
     frozenset({"embedding"}),
     frozenset({"sparse_embedding"}),
@@ -54,6 +56,7 @@ def check(form: AnswerForm, body: bytes, asked: Asked, weights: list[int]) -> bo
         return False
     assert len(rows) == len(weights)
     whole = _sorted(form, loaded(body))
+    _check_once(form, body)
     assert not orjson.loads(body).get(form.error)
     if form.request_id in whole:
         whole[form.request_id] = OURS
@@ -70,6 +73,18 @@ def check(form: AnswerForm, body: bytes, asked: Asked, weights: list[int]) -> bo
     for at, (place, row) in enumerate(zip(order, picked, strict=True)):
         assert told(row) == told(_rows(form, whole)[place] | {form.index: Spelled(at)})
     return True
+
+
+def _check_once(form: AnswerForm, body: bytes) -> None:
+    """Around vectors no member stands twice: the whole answer would show both, one made of rows only one of them."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled = len(pairs) != len(dict(pairs))
+        return dict(pairs) | ({_DOUBLED: True} if doubled else {})
+
+    document = json.loads(body, object_pairs_hook=once)
+    around = [document, *([document[form.path[0]]] if len(form.path) == 2 else []), *_rows(form, document)]
+    assert not any(_DOUBLED in each for each in around)
 
 
 def _check_vector(row: dict[str, Any], asked: Asked) -> None:

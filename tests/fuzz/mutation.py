@@ -71,7 +71,7 @@ def _written(value: Any, chance: random.Random) -> str:
         return str(value)
     if isinstance(value, dict):
         members = list(value.items())
-        if members and chance.random() < 0.01:
+        if members and chance.random() < 0.02:
             members.append(chance.choice(members))
         inside = ",".join(f"{_written(name, chance)}:{_written(member, chance)}" for name, member in members)
         return "{" + _blank(chance) + inside + "}" + _blank(chance)
