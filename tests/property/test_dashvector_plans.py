@@ -7,13 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.jsontext import Number
+from proxy.core.request import GRPC, Request
+from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector_http import DashVectorHttp
 from tests.fuzz import dashvector_grpc, dashvector_http, wire
 from tests.fuzz.mutation import json_changed, message_changed
+from tests.fuzz.oracles import Meanings, keys_of
 from tests.property.test_json_documents import NUMBERS, TREES, spelled
 from tests.vendor_sim.dashvector_package import pb
 
 CHANCES = st.randoms(use_true_random=False)
-TOPK = st.sampled_from([1, 3, 10, 49, 50]).map(str) | st.sampled_from([51, 0, -1]).map(str) | NUMBERS
+TOPK = st.sampled_from([*["1", "3", "10", "49", "50"] * 4, "51", "0", "-1", "3.0", "1e0"])
 ANSWER = b'{"code":0,"request_id":"r","output":[{"id":"a","score":0.5},{"id":"b","score":0.75}]}'
 MORE = st.fixed_dictionaries(
     {},
@@ -31,18 +35,24 @@ MORE = st.fixed_dictionaries(
 def searches(draw) -> bytes:
     """A query's body, in any spelling; most are plain searches by one vector."""
     topk = draw(TOPK)
-    tree = {**draw(MORE), **draw(st.sampled_from([{}, {"topk": Number(topk)}, {"topk": topk}]))}
+    number = {"topk": Number(topk)}
+    tree = {**draw(st.one_of(*[st.just({})] * 3, MORE)), **draw(st.sampled_from([*[number] * 6, {}, {"topk": topk}]))}
     vector = draw(st.lists(NUMBERS, min_size=1, max_size=2))
-    candidates = [Number(topk), topk, Number("7"), None]
-    params = [{}, {"param": None}, {"param": {}}, *({"param": {"num_candidates": each}} for each in candidates)]
+    candidates = [Number(topk), topk, Number("7"), Number("7")]
+    params = [{}, {"param": {}}, *({"param": {"num_candidates": each}} for each in candidates)]
     one = {"vectors": {draw(st.sampled_from(["", "v"])): {"vector": vector, **draw(st.sampled_from(params))}}}
-    return spelled({**tree, **draw(st.sampled_from([one, {"vector": vector}, {"id": "a"}]))}, draw(CHANCES)).encode()
+    return spelled(
+        {**tree, **draw(st.sampled_from([*[one] * 6, {"vector": vector}, {"id": "a"}]))}, draw(CHANCES)
+    ).encode()
 
 
-ROUTES = st.sampled_from(["query", "query", "query", "query_group_by"])
+ROUTES = st.sampled_from([*["query"] * 7, "query_group_by"])
 
 
-@given(searches(), ROUTES, st.booleans(), CHANCES)
+WIDE = st.sampled_from([True, True, True, False])
+
+
+@given(searches(), ROUTES, WIDE, CHANCES)
 def test_searches_over_http_and_those_that_are_nearly_the_same(body, route, is_wide, chance):
     answer = ANSWER
     for _ in range(4):
@@ -106,7 +116,7 @@ def messages(draw) -> bytes:
     return message.SerializeToString()
 
 
-@given(messages(), st.sampled_from([*["query_doc"] * 3, *dashvector_grpc.READS]), st.booleans(), CHANCES)
+@given(messages(), st.sampled_from([*["query_doc"] * 20, *dashvector_grpc.READS]), WIDE, CHANCES)
 def test_messages_and_those_that_are_nearly_the_same(message, method, is_wide, chance):
     response = pb.QueryDocResponse(request_id="r")
     response.output.add(id="a", score=0.5)
@@ -115,6 +125,26 @@ def test_messages_and_those_that_are_nearly_the_same(message, method, is_wide, c
         wire.check(method, message)
         dashvector_grpc.check(method, "one", message, answer, is_wide=is_wide)
         message, answer = message_changed(message, chance), message_changed(answer, chance)
+
+
+NAMES = st.sampled_from([b"dashvector-auth-token", b"Authorization", b"authorization", b"X-Odd", b"x-odd"])
+LINES = st.lists(st.tuples(NAMES, st.sampled_from([b"", b"a", b"b", b"A", b"a,b", b"a, b"])), max_size=5).map(tuple)
+MEANINGS = Meanings()
+
+
+@given(LINES, st.sampled_from(["", "?", "?a=1", "?a=%31"]))
+def test_lines_and_targets_that_differ_do_not_share_a_key(lines, query):
+    by_name = {}
+    for name, value in lines:
+        by_name.setdefault(name.lower(), []).append(value)
+    told = tuple(sorted((name, tuple(values)) for name, values in by_name.items()))
+    token = ((b"dashvector-auth-token", b"sk"), (b"content-type", b"application/json"))
+    http = Request("POST", "/v1/collections/one/query" + query, (*token, *lines), "v", b'{"vector":[1]}')
+    MEANINGS.check(*keys_of(DashVectorHttp().plan(http)), (query, told))
+    named = (*token[:1], (b"collection-name", b"one"))
+    message = pb.QueryDocRequest(topk=3).SerializeToString()
+    grpc = Request(GRPC, SERVICE + "query_doc", (*named, *lines), "v", message)
+    MEANINGS.check(*keys_of(DashVectorGrpc().plan(grpc)), told)
 
 
 @pytest.mark.parametrize("target", [dashvector_http, dashvector_grpc, wire])
