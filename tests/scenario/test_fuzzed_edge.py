@@ -1,5 +1,6 @@
 """Raw bytes at a real proxy, some here and many at night; what must hold is in ``tests/fuzz/http_edge.py``."""
 
+import asyncio
 import random
 
 import pytest
@@ -27,3 +28,17 @@ async def test_the_oracle_reads_requests_as_they_stand_on_the_wire():
     came, is_whole = await read(data)
     assert ([each.identity for each in came], is_whole) == ([(b"/a", b""), (b"/b", b"x")], True)
     assert (await read(data + b"GET"))[1] is False
+
+
+@pytest.mark.parametrize("sent", [b"z\r\n", b"1\r\nx\r\nz\r\n", b"1\r\nxy\r\n0\r\n\r\n"])
+async def test_a_broken_body_is_no_error_in_the_log(sent):
+    async with wire_rig(**LIMITS) as rig:
+        edge = Edge(rig)
+        for method in (b"POST", b"CONNECT", b"OPTIONS"):
+            for pause in (0, 0.02):
+                async with await rig.client() as client:
+                    await client.send(method + b" /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    await asyncio.sleep(pause)  # the body breaks before or after the handler has begun
+                    await client.send(sent)
+                    await client.read_until_closed()
+        edge.check_log()
