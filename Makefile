@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := proxy tests benchmarks
 SOAK_SECONDS ?= 1800
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-nightly test-faults soak check fmt lint type audit lock bench seed image clean
+.PHONY: help run demo test test-nightly test-faults soak fuzz check fmt lint type audit lock bench seed image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,10 @@ test-faults: $(VENV)/.dev .venv-dashscope2/.installed ## the tests of the promis
 
 soak: $(VENV)/.dev ## steady load and random faults, every answer compared, for SOAK_SECONDS (1800); writes docs/soak.md
 	@$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+
+fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing, FUZZ_SECONDS=60 per target, FUZZ_TARGETS="wire entry" (docs/fuzzing.md)
+	@.venv-fuzz/bin/python -m tests.fuzz.runner --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	@.venv-fuzz/bin/python -m tests.fuzz.http_edge --seconds $(FUZZ_SECONDS)
 
 check: $(VENV)/.dev ## lint, format and types
 	@$(BIN)/ruff check $(SOURCES)
@@ -64,7 +70,7 @@ image: ## build the container image
 	docker build -t dashcache .
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-dashscope2 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-dashscope2 .venv-fuzz .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed") if sys.version_info < (3, 11) else None'
@@ -97,4 +103,14 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml $(VENV)/.redis | $(VENV)/bin/
 .venv-dashscope2/.installed: requirements-dashscope2.lock
 	@$(PYTHON) -m venv .venv-dashscope2
 	@.venv-dashscope2/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes -r $<
+	@touch $@
+
+# atheris instruments what it imports and has wheels for some Pythons only: an environment of its own, which no test needs.
+.venv-fuzz/.installed: requirements-dev.lock requirements-fuzz.lock
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("make fuzz needs Python 3.11, 3.12 or 3.13: atheris has wheels for no other; say PYTHON=python3.12")'
+	@echo "installing what the fuzzing needs (once) ..."
+	@$(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes -r requirements-dev.lock
+	@.venv-fuzz/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes --only-binary :all: \
+	  -r requirements-fuzz.lock
 	@touch $@

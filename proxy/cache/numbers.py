@@ -118,7 +118,7 @@ def _differences(written: bytes, text: bytes) -> tuple[tuple[int, bytes], ...] |
 def _respell(text: bytes, respelled: tuple[tuple[int, bytes], ...]) -> bytes:
     numbers = text[1:-1].split(b",")
     for position, spelled in respelled:
-        if position >= len(numbers):
+        if not 0 <= position < len(numbers):
             raise Unreadable("respelled position")
         numbers[position] = spelled
     return b"[" + b",".join(numbers) + b"]"

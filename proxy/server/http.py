@@ -259,6 +259,11 @@ class _Connection(RequestHandler):
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
+    def log_exception(self, *given: object, **named: Any) -> None:  # noqa: ANN401  as aiohttp declares it
+        """Called by aiohttp, which reads on behind an answer: a body that is broken there is the client's fault."""
+        if not isinstance(named.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*given, **named)
+
     def handle_error(
         self,
         request: web.BaseRequest,  # noqa: ARG002  aiohttp's own

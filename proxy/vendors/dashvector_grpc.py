@@ -72,8 +72,8 @@ class MessageAnswer:
 def _cut(body: bytes, topk: int) -> bytes:
     """*body* with no more than the first *topk* of its outputs."""
     found = wire.fields(body)
-    beyond = [each.start for each in found if each.number == _OUTPUT][topk:]
-    return b"".join(body[each.start : each.end] for each in found if each.start not in frozenset(beyond))
+    beyond = frozenset([each.start for each in found if each.number == _OUTPUT][topk:])
+    return b"".join(body[each.start : each.end] for each in found if each.start not in beyond)
 
 
 def _score(document: bytes) -> float:

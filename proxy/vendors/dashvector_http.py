@@ -223,6 +223,9 @@ def _widened_vectors(vectors: Tree, topk: Number, limit: int) -> Members | None:
         return None
     if param in (None, {}):
         return {name: search}
-    if param != {"num_candidates": topk}:
+    if not isinstance(param, dict) or param != {"num_candidates": topk}:
+        return None
+    # A text is equal to the number that it spells, but the vendor refuses it.
+    if not isinstance(param["num_candidates"], Number):
         return None
     return {name: {**search, "param": {"num_candidates": Number(limit)}}}

@@ -5,7 +5,6 @@ An answer stays as the vendor wrote it, blanks included: the SDK cares whether a
 envelope is the answer with a mark where the request id was; the mark is a control byte, which no JSON text contains.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from proxy.core.entry import Row
 from proxy.core.plan import NotStorable, Refusal
 from proxy.core.request import HeaderLines
 from proxy.vendors import dashvector
+from proxy.vendors.json_members import spans
 
 REQUEST_ID = b"\x04"
 
@@ -24,11 +24,7 @@ Document = Mapping[str, object]
 Check = Callable[[Document], Refusal | None]
 """Why an answer with code 0 is not kept all the same; ``None`` when it is complete and right."""
 
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-_MEMBER = re.compile(rb'[ \t\r\n]*[{,][ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
-_END = re.compile(rb"[ \t\r\n]*\}[ \t\r\n]*")
 
 
 def code_of(body: bytes) -> int | None:
@@ -66,7 +62,7 @@ class JsonAnswer:
         request_id = document.get("request_id")
         if verdict is not None or not isinstance(request_id, str):
             raise NotStorable(verdict or Refusal.SHAPE)
-        start, end = _spans(body)["request_id"]
+        start, end = spans(body)["request_id"]
         return Row(body[:start] + REQUEST_ID + body[end:], b"", b"", (), dashvector.origin(request_id))
 
     def join(self, row: Row, request_id: str, topk: int | None) -> bytes:
@@ -77,7 +73,7 @@ class JsonAnswer:
 
 def _cut(body: bytes, topk: int) -> bytes:
     """*body* with no more than the first *topk* elements of its output."""
-    start, end = _spans(body)["output"]
+    start, end = spans(body)["output"]
     elements = _elements(body[start:end])
     if len(elements) <= topk:
         return body
@@ -85,32 +81,6 @@ def _cut(body: bytes, topk: int) -> bytes:
     for element in map(bytes, elements[:topk]):
         at = body.index(element, at) + len(element)  # nothing but blanks and commas lies between
     return body[:at] + b"]" + body[end:]
-
-
-def _spans(body: bytes) -> dict[str, tuple[int, int]]:
-    """
-    Where the value of each member of the object *body* (valid JSON) begins and ends.
-
-    Raises:
-        NotStorable: a member stands twice, so that two parsers could read two answers.
-    """
-    try:
-        members = _members(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise NotStorable(Refusal.SHAPE) from error
-    spans: dict[str, tuple[int, int]] = {}
-    at = 0
-    for _ in members:
-        found = _MEMBER.match(body, at)
-        name = orjson.loads(found[1]) if found else ""
-        value = bytes(members.get(name, b""))
-        if found is None or name in spans or not value or not body.startswith(value, found.end()):
-            raise NotStorable(Refusal.SHAPE)
-        at = found.end() + len(value)
-        spans[name] = (found.end(), at)
-    if _END.fullmatch(body, at) is None:
-        raise NotStorable(Refusal.SHAPE)
-    return spans
 
 
 def _is_ranked(output: object) -> bool:

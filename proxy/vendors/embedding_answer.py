@@ -18,6 +18,7 @@ import orjson
 
 from proxy.core.entry import Row
 from proxy.core.plan import ErrorKind, NotStorable, Refusal
+from proxy.vendors.json_members import members
 from proxy.vendors.shares import shares
 
 VECTOR, INDEX, ROWS, USAGE, REQUEST_ID = b"\x00", b"\x01", b"\x02", b"\x03", b"\x04"
@@ -33,8 +34,7 @@ _LASTING = {
 }
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_rows = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
     """
     try:
         document = orjson.loads(body)  # strict: refuses what could hide a mark or a second reading
-        envelope = _members(body)
-        rows = _rows(_at(envelope, form.path))
+        envelope = members(body)
+        rows = [members(bytes(row)) for row in _elements(_at(envelope, form.path))]
         holds_more = _lists_beside(document, form.path)
-    except (orjson.JSONDecodeError, msgspec.DecodeError, KeyError, RecursionError) as error:
+    except (orjson.JSONDecodeError, msgspec.DecodeError, KeyError, RecursionError, NotStorable) as error:
         raise NotStorable(_shape_or_error(form, body)) from error
     if document.get(form.error):
         raise NotStorable(Refusal.VENDOR_ERROR)
@@ -89,7 +89,7 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
         Row(
             envelope=surroundings,
             skeleton=_object(row, {"embedding": VECTOR, form.index: INDEX}),
-            vector=bytes(row.get("embedding", b"")),
+            vector=row.get("embedding", b""),
             usage=share,
             origin=origin,
         )
@@ -135,9 +135,9 @@ def _shape_or_error(form: AnswerForm, body: bytes) -> Refusal:
         return Refusal.SHAPE
 
 
-def _at(envelope: Mapping[str, msgspec.Raw], path: tuple[str, ...]) -> msgspec.Raw:
+def _at(envelope: Mapping[str, bytes], path: tuple[str, ...]) -> bytes:
     for name in path[:-1]:
-        envelope = _members(envelope[name])
+        envelope = members(envelope[name])
     return envelope[path[-1]]
 
 
@@ -152,11 +152,11 @@ def _lists_beside(document: object, path: tuple[str, ...]) -> bool:
     return isinstance(document, list)
 
 
-def _by_position(rows: Sequence[dict[str, msgspec.Raw]], index: str, expected: int) -> list[dict[str, msgspec.Raw]]:
+def _by_position(rows: Sequence[dict[str, bytes]], index: str, expected: int) -> list[dict[str, bytes]]:
     """*rows* in the order of their index member: the order of arrival says nothing."""
     positions = {}
     for row in rows:
-        text = bytes(row.get(index, b""))
+        text = row.get(index, b"")
         if not text.isdigit():
             raise NotStorable(Refusal.INCOMPLETE)
         positions[int(text)] = row
@@ -165,16 +165,16 @@ def _by_position(rows: Sequence[dict[str, msgspec.Raw]], index: str, expected: i
     return [positions[position] for position in range(expected)]
 
 
-def _check_vectors(rows: Sequence[dict[str, msgspec.Raw]], asked: Asked) -> None:
+def _check_vectors(rows: Sequence[dict[str, bytes]], asked: Asked) -> None:
     """Each row has the kinds asked for and no other; dense ones share a dimension, the one asked for if any was."""
     dimensions = {asked.dimension} if asked.dimension else set()
     for row in rows:
         if row.keys() & {"embedding", "sparse_embedding"} != asked.kinds:
             raise NotStorable(Refusal.SHAPE)
         if "sparse_embedding" in asked.kinds:
-            _check_sparse(orjson.loads(bytes(row["sparse_embedding"])))
+            _check_sparse(orjson.loads(row["sparse_embedding"]))
         if "embedding" in asked.kinds:
-            dimensions.add(_dimension(orjson.loads(bytes(row["embedding"]))))
+            dimensions.add(_dimension(orjson.loads(row["embedding"])))
     if len(dimensions) > 1:
         raise NotStorable(Refusal.WRONG_DIMENSION)
 
@@ -228,19 +228,15 @@ def _origin(request_id: object) -> str:
     return request_id if isinstance(request_id, str) and _ID.fullmatch(request_id) else ""
 
 
-def _envelope(envelope: Mapping[str, msgspec.Raw], form: AnswerForm) -> bytes:
+def _envelope(envelope: Mapping[str, bytes], form: AnswerForm) -> bytes:
     marks = {"usage": USAGE, form.request_id: REQUEST_ID}
     outer, *inner = form.path
     if inner:
-        nested = _object(_members(envelope[outer]), {inner[0]: ROWS})
+        nested = _object(members(envelope[outer]), {inner[0]: ROWS})
         return _object({**envelope, outer: nested}, marks)
     return _object(envelope, {**marks, outer: ROWS})
 
 
-def _object(members: Mapping[str, msgspec.Raw | bytes], marks: Mapping[str, bytes]) -> bytes:
-    """A JSON object of raw members, those named in *marks* replaced by their mark."""
-    return (
-        b"{"
-        + b",".join(orjson.dumps(name) + b":" + marks.get(name, bytes(raw)) for name, raw in members.items())
-        + b"}"
-    )
+def _object(values: Mapping[str, bytes], marks: Mapping[str, bytes]) -> bytes:
+    """A JSON object of raw values, those named in *marks* replaced by their mark."""
+    return b"{" + b",".join(orjson.dumps(name) + b":" + marks.get(name, raw) for name, raw in values.items()) + b"}"

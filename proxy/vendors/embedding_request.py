@@ -210,6 +210,16 @@ def _native_fields(tree: Members) -> Members:
     }
 
 
+def _compatible_fields(tree: Members) -> Members:
+    # The vendor documents that ``user``, a text, has no effect on the model; it may refuse anything else there.
+    # Absent, float and base64 stay three formats.
+    return {
+        name: value
+        for name, value in tree.items()
+        if name != "input" and not (name == "user" and _string(value) is not None)
+    }
+
+
 _NATIVE_KINDS = {
     "dense": frozenset({"embedding"}),
     "sparse": frozenset({"sparse_embedding"}),
@@ -236,8 +246,7 @@ COMPATIBLE = Dialect(
     path="/compatible-mode/v1/embeddings",
     texts_of=lambda tree: tree.get("input"),
     with_texts=lambda tree, texts: {**tree, "input": texts},
-    # The vendor documents that ``user`` has no effect on the model. Absent, float and base64 stay three formats.
-    fields_of=lambda tree: {name: value for name, value in tree.items() if name not in ("input", "user")},
+    fields_of=_compatible_fields,
     dimension_of=lambda tree: tree.get("dimensions"),
     kinds_of=lambda _tree: frozenset({"embedding"}),
     answer=COMPATIBLE_ANSWER,

@@ -8,4 +8,7 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 settings.register_profile("fast", max_examples=60, **_COMMON)
 settings.register_profile("deep", max_examples=2_000, **_COMMON)
-settings.load_profile("deep" if os.environ.get("DASHCACHE_TEST_SLOW") else "fast")
+_EXAMPLES = os.environ.get("DASHCACHE_TEST_EXAMPLES")
+if _EXAMPLES:
+    settings.register_profile("asked for", max_examples=int(_EXAMPLES), **_COMMON)
+settings.load_profile("asked for" if _EXAMPLES else "deep" if os.environ.get("DASHCACHE_TEST_SLOW") else "fast")

@@ -162,10 +162,11 @@ def test_every_truncation_is_unreadable_or_shorter_but_never_another_error():
                 continue
 
 
-def test_a_respelled_position_outside_the_vector_is_unreadable():
+@pytest.mark.parametrize("position", [2, -1, -3])
+def test_a_respelled_position_outside_the_vector_is_unreadable(position):
     form, packed, _ = pack(b"[1.0,2.0]")
     with pytest.raises(Unreadable):
-        unpack(form, packed, ((2, b"1"),), LIMIT)
+        unpack(form, packed, ((position, b"1"),), LIMIT)
 
 
 def test_text_does_not_grow_beyond_its_bound():

@@ -83,6 +83,10 @@ SPECIAL = {
     "a radius": {"vector": ..., "vectors": {"a": {"vector": [1], "param": {"radius": 0.5}}}},
     "other candidates": {"vector": ..., "vectors": {"a": {"vector": [1], "param": {"num_candidates": 7}}}},
     "candidates as a text": {"vector": ..., "vectors": {"a": {"vector": [1], "param": {"num_candidates": "3x"}}}},
+    "candidates spelled as a text": {
+        "vector": ...,
+        "vectors": {"a": {"vector": [1], "param": {"num_candidates": "3"}}},
+    },
     "something new inside": {"vector": ..., "vectors": {"a": {"vector": [1], "new": 1}}},
     "sparse": {"sparse_vector": {"1": 0.5}},
     "sparse ones": {"sparse_vectors": {"a": {"sparse_vector": {"1": 0.5}}}},

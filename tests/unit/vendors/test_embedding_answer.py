@@ -311,6 +311,21 @@ def test_answers_of_another_form_are_refused(body):
     assert refusal_of(body) is Refusal.SHAPE
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"output":{"embeddings":[{"embedding":[1],"embedding":[2],"text_index":0}]},"usage":{},"request_id":"a"}',
+        b'{"output":{"embeddings":[{"embedding":[1],"text_index":0,"text_index":0}]},"usage":{},"request_id":"a"}',
+        b'{"output":{"embeddings":[],"embeddings":[{"embedding":[1],"text_index":0}]},"usage":{},"request_id":"a"}',
+        b'{"output":{"embeddings":[{"embedding":[1],"text_index":0}]},"usage":{},"usage":{},"request_id":"a"}',
+        b'{"output":{"embeddings":[{"embedding":[1],"text_index":0}]},"usage":{},"m":1,"\\u006d":2,"request_id":"a"}',
+    ],
+)
+def test_an_answer_that_says_something_twice_is_refused(body):
+    """What is joined from rows would show one of the two, and a reader may take the other."""
+    assert refusal_of(body) is Refusal.SHAPE
+
+
 @pytest.mark.parametrize("levels", [900, 990, 999, 1_000, 1_010, 1_023, 1_024, 5_000, 200_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 @pytest.mark.parametrize("place", [b'{"x":@,', b'{"output":{"x":@,"embeddings":[]},', b'{"code":@,'])

@@ -214,6 +214,14 @@ def test_the_compatible_user_field_has_no_effect():
     )
 
 
+@pytest.mark.parametrize("user", ["0", "null", "true", "{}", '["u"]'])
+def test_a_user_that_is_no_text_is_another_request(user):
+    """The vendor may refuse it, which an answer from the cache would hide."""
+    plain, odd = b'{"model":"m","input":"a"}', b'{"model":"m","input":"a","user":%b}' % user.encode()
+    plan = planned(compatible(odd))
+    assert isinstance(plan, Pass) or keys(compatible(odd)) != keys(compatible(plain))
+
+
 NO_EFFECT = [
     (b"x-dashscope-sdk-session-id", b"2f907b2e25f64ae495f107ce028dd908"),
     (b"x-dashscope-sdk-client", b"python-sdk/1.27.8/embeddings"),
