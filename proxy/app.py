@@ -17,6 +17,7 @@ from proxy.cache.guard import Guard
 from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
+from proxy.cache.standings import Standings
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.key import Secret
@@ -161,6 +162,7 @@ async def built(
         tiers=tiers,
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
+        standings=Standings(redis, tasks, longest_ms=_longest_ms(settings), monotonic=clock.monotonic),
         tasks=tasks,
         modes=modes,
         purges=purges,
@@ -304,6 +306,14 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
         return rule.ttl_s
     by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
     return by_operation.get(operation, lifetimes.embedding_s)
+
+
+def _longest_ms(settings: Settings) -> int:
+    """The longest time that anything is kept."""
+    lifetimes = settings.lifetimes
+    of_models = [rule.ttl_s for rule in settings.models.values() if rule.ttl_s is not None]
+    longest_s = max(lifetimes.embedding_s, lifetimes.vector_query_s, lifetimes.vector_stats_s, *of_models)
+    return int(longest_s * (1 + lifetimes.jitter) * 1000)
 
 
 async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:

@@ -31,12 +31,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from proxy.cache.leases import Leases
 from proxy.cache.redis_tier import Tokens
+from proxy.cache.standings import Standings
 from proxy.cache.tiers import Found, Tiers
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.answer import Answer, Body, Stream
 from proxy.core.coding import decoded, narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, directives, jittered_ms
+from proxy.core.judge import refuses
 from proxy.core.key import Secret, common_digest, item_key, prefixed
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -47,6 +49,9 @@ from proxy.core.relay import relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+
+# The client gets what the upstream says of it; asking once more would change nothing.
+_ERRORS = (Refusal.STATUS, Refusal.VENDOR_ERROR, Refusal.CREDENTIAL)
 
 
 class Flow:
@@ -65,6 +70,7 @@ class Flow:
         tiers: Tiers,
         voidable: VoidableTier,
         leases: Leases,
+        standings: Standings,
         tasks: Tasks,
         modes: ModeSource,
         purges: PurgeSource,
@@ -85,6 +91,7 @@ class Flow:
         self._tiers = tiers
         self._voidable = voidable
         self._leases = leases
+        self._standings = standings
         self._tasks = tasks
         self._modes = modes
         self._purges = purges
@@ -155,7 +162,20 @@ class Flow:
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status
+        code = reply.grpc_status.code if reply.grpc_status is not None else None
+        if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells
+            try:
+                await self._refused(request)
+            except asyncio.CancelledError:
+                reply.close()
+                raise
         return reply
+
+    async def _refused(self, request: Request) -> None:
+        """The upstream does not accept who sent *request*: no hits, and no word before a write, until it does."""
+        owner = self._owner(request, self._routes.credential(request))
+        self._leases.end(owner)
+        await self._standings.refused(owner)
 
     # --- what changes something ---------------------------------------------------------------------------------------
 
@@ -187,7 +207,7 @@ class Flow:
                 forward,
                 # A stranger's write must not void what others use before the upstream has said what it thinks of it.
                 announce=self._leases.has(owner),
-                counts=lambda ended: ended[1] is not Verdict.REFUSED,
+                counts=lambda ended: ended[1] not in (Verdict.REFUSED, Verdict.NO_ROUTE),
             )
         except NotTold:
             return UpstreamError(ErrorCode.NOT_INVALIDATED, "cached answers cannot be made stale just now", 503)
@@ -197,6 +217,8 @@ class Flow:
             outcome.redis_ok = not self._voidable.is_pending(scopes)
         if verdict is Verdict.DONE:
             self._leases.note(owner)
+        elif verdict is Verdict.REFUSED:
+            await self._refused(request)
         return answer
 
     def _verdict(self, write: Write, reply: UpstreamReply, text: bytes) -> Verdict:
@@ -216,7 +238,8 @@ class Flow:
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         keys = tuple(item_key(self._secret, common, item) for item in plan.items)
         outcome.items = len(keys)
-        return _Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
+        owner = self._owner(request, plan.credential)
+        return _Job(request, plan, wishes, outcome, keys, owner, self._scopes(request, plan.scopes))
 
     def _scopes(self, request: Request, names: Sequence[ScopeName]) -> tuple[bytes, ...]:
         """Scopes as Redis may see them: shared by protocols, credentials and replicas, and telling no name."""
@@ -244,11 +267,14 @@ class Flow:
     async def _look_up(self, job: "_Job", now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
         if job.scopes:
-            found = await self._voidable.read(job.keys, job.scopes)
+            found = await self._voidable.read(job.keys, job.scopes, job.owner)
             job.tokens, job.is_held = found.tokens, found.is_held
         else:
-            found = await self._tiers.read(job.keys)
+            found = await self._tiers.read(job.keys, job.owner)
+        job.mark = self._standings.mark(job.owner, found.standing, has_entries=bool(found.entries))
         job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok
+        if job.mark is not None:  # the upstream has refused who asks
+            return found, {}
         return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
 
     def _joined(self, job: "_Job", rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
@@ -274,7 +300,7 @@ class Flow:
         text, rows = await self._judged(job, reply, missing)
         if rows is None:
             outcome.forget_hits()  # the answer will be the upstream's alone
-            if is_whole or (is_plain and outcome.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
+            if is_whole or (is_plain and outcome.detail in _ERRORS):
                 return relayed(reply, text)
             # What the client wants cannot be made of an answer that is not right: ask just as it did.
             reply.close()
@@ -316,11 +342,14 @@ class Flow:
             return text, job.plan.split(content, positions)
         except NotStorable as verdict:
             job.outcome.detail = verdict.refusal
+            if verdict.refusal is Refusal.CREDENTIAL:
+                await self._refused(job.request)
             return text, None
 
     def _entries(self, job: "_Job", positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
         """*rows* to be kept; they are proof that the upstream has accepted the credential."""
-        self._leases.note(self._owner(job.request, job.plan.credential))
+        self._leases.note(job.owner)
+        self._standings.accepted(job.owner, job.mark)
         ttl_s = self._lifetime(job.plan.operation, job.plan.model)
         now_unix_ms = self._now_unix_ms()
         generation = b"".join(job.tokens or ())
@@ -382,7 +411,9 @@ class _Job:
     wishes: Directives
     outcome: Outcome
     keys: tuple[bytes, ...]
+    owner: bytes
     scopes: tuple[bytes, ...]
+    mark: bytes | None = None
     tokens: Tokens | None = None
     is_held: bool = False
 

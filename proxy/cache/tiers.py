@@ -21,6 +21,8 @@ class Found:
     redis_ok: bool = True
     """False when Redis was needed and could not be asked."""
     redis_s: float = 0.0
+    standing: bytes | None = None
+    """The standing of who asks, as far as Redis was asked and knows it."""
     tokens: tuple[bytes, ...] | None = None
     """For answers that a write can make stale: the tokens to keep new ones under; ``None``: keep nothing."""
     is_held: bool = False
@@ -50,8 +52,12 @@ class Tiers:
         self._pending_stores = 0
         self._wall = wall
 
-    async def read(self, keys: Iterable[bytes]) -> Found:
-        """The entries under *keys* that any tier holds; never raises, never waits longer than the Redis deadline."""
+    async def read(self, keys: Iterable[bytes], owner: bytes) -> Found:
+        """
+        The entries under *keys*, all of them *owner*'s, that any tier holds.
+
+        Never raises, never waits longer than the Redis deadline.
+        """
         found = Found()
         absent = []
         for key in dict.fromkeys(keys):
@@ -62,7 +68,7 @@ class Tiers:
                 found.entries[key] = entry
                 found.from_memory.add(key)
         if absent and self._redis is not None:
-            await self._read_redis(self._redis, absent, found)
+            await self._read_redis(self._redis, absent, owner, found)
         return found
 
     def fill(self, entries: Mapping[bytes, Entry]) -> None:
@@ -83,13 +89,14 @@ class Tiers:
         if self._redis is not None:
             await self._redis.close()
 
-    async def _read_redis(self, redis: RedisTier, keys: list[bytes], found: Found) -> None:
+    async def _read_redis(self, redis: RedisTier, keys: list[bytes], owner: bytes, found: Found) -> None:
         started_s = time.perf_counter()
-        values = await redis.read(keys)
+        reply = await redis.read(keys, owner)
         found.redis_s = time.perf_counter() - started_s
-        if values is None:
+        if reply is None:
             found.redis_ok = False
             return
+        values, found.standing = reply
         now_unix_ms = self._now_unix_ms()
         rejected = 0
         for key, sealed in zip(keys, values, strict=True):

@@ -227,6 +227,10 @@ class RedisServer:
         """CONFIG SET, for a change while it runs: maxmemory, min-replicas-to-write, ..."""
         self.command("CONFIG", "SET", name, value)
 
+    def count_entries(self) -> int:
+        """How many of its keys are entries of a proxy with the usual prefix; it has a few other keys."""
+        return len(self.command("KEYS", "dashcache:e:*"))
+
     def memory_used(self) -> int:
         """Bytes that the server has allocated, its own overhead included."""
         return int(self.command("INFO", "memory")["used_memory"])
