@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from aiohttp import http_parser, web
+from aiohttp import web
 
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
@@ -78,7 +78,6 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
-    _require_c_parser()
     observer = Observer.of(settings)
     journal = Journal.of_worker(settings.data_dir, control.number, control.count)
     wired = built(
@@ -192,16 +191,6 @@ async def built(
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
         await asyncio.gather(*(transport.close() for transport in over_grpc.values()))
         journal.close()
-
-
-def _require_c_parser() -> None:
-    """
-    Refuse to serve with aiohttp's pure-Python parser.
-
-    It reads about a dozen malformed requests otherwise than the C parser, and hangs on two.
-    """
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise RuntimeError("aiohttp runs without its C parser; unset AIOHTTP_NO_EXTENSIONS or install a wheel")
 
 
 def _redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callable[[str], None]) -> RedisTier:
