@@ -52,8 +52,8 @@ return 1
 # Accepted again: only who knows the mark may take it away. KEYS: standing. ARGV: accepted, lifetime in ms, mark.
 _ACCEPT = """
 local held = redis.call('GET', KEYS[1])
-if not held or held == ARGV[3] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-else redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if not held or held == ARGV[3] then held = ARGV[1] end
+redis.call('SET', KEYS[1], held, 'PX', ARGV[2])
 return 1
 """
 
