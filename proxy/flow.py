@@ -150,7 +150,7 @@ class Flow:
             # A kept connection may close just as it is used again. Only what asks for nothing twice is sent twice.
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
-            reply = await self._send(untouched, outcome, body)
+            reply = await self._send(dataclasses.replace(untouched, is_again=True), outcome, body)
         return relayed(reply, reply)
 
     async def _send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
@@ -323,7 +323,7 @@ class Flow:
         except UpstreamError as error:
             if not error.retryable:
                 raise
-            return await self._send(request, job.outcome)
+            return await self._send(dataclasses.replace(request, is_again=True), job.outcome)
 
     async def _judged(
         self, job: "_Job", reply: UpstreamReply, positions: Sequence[int]
