@@ -251,6 +251,9 @@ async def _unclosed(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     try:
         while piece := await response.content.readany():
             yield piece
+    except asyncio.CancelledError:  # nobody will read the rest
+        response.close()
+        raise
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         response.close()
         raise _translated(error) from error

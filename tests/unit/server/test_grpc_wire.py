@@ -194,7 +194,7 @@ async def test_half_a_message_and_a_closed_connection_leave_nothing() -> None:
     assert len(echo.requests) == 1
 
 
-async def test_a_client_that_closes_its_connection_cancels() -> None:
+async def test_r8_a_client_that_closes_its_connection_cancels() -> None:
     async with front() as (echo, observer, port):
         echo.go.clear()
         async with client(port) as (_, writer):
