@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cachetools import LRUCache, TTLCache
 
-from proxy.cache.redis_tier import ACCEPTED, RedisTier
+from proxy.cache.redis_tier import RedisTier
 from proxy.core.tasks import Tasks
 
 _MAX_KNOWN = 10_000
@@ -47,7 +47,8 @@ class Standings:
         if has_entries or shared is not None:
             self._known.setdefault(owner, None)
         mark = self._known.get(owner)
-        if mark is None and shared not in (None, ACCEPTED):
+        # Anybody could have written there: what can be no mark of ours is none.
+        if mark is None and shared is not None and len(shared) == _MARK_BYTES:
             mark = self._known[owner] = shared
         return mark
 

@@ -227,9 +227,13 @@ class RedisServer:
         """CONFIG SET, for a change while it runs: maxmemory, min-replicas-to-write, ..."""
         self.command("CONFIG", "SET", name, value)
 
+    def entries(self) -> set[bytes]:
+        """Those of its keys that are entries of a proxy with the usual prefix; it has a few other keys."""
+        return set(self.command("KEYS", "dashcache:e:*"))
+
     def count_entries(self) -> int:
-        """How many of its keys are entries of a proxy with the usual prefix; it has a few other keys."""
-        return len(self.command("KEYS", "dashcache:e:*"))
+        """How many there are."""
+        return len(self.entries())
 
     def memory_used(self) -> int:
         """Bytes that the server has allocated, its own overhead included."""

@@ -101,6 +101,14 @@ async def test_s17_strangers_leave_no_trace_and_push_nobody_out(monkeypatch):
     assert process.look() is not None
 
 
+async def test_what_can_be_no_mark_is_none():
+    redis = FakeRedis()
+    process = Process(redis)
+    for junk in (b"", b"2", b"x" * 17, b"x" * 2**20):
+        redis.held[A] = junk
+        assert process.look() is None
+
+
 async def test_a_hit_makes_known_where_redis_has_forgotten():
     redis = FakeRedis()
     process = Process(redis)
