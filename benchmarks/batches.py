@@ -150,7 +150,7 @@ async def play(batches: int, seed: int, *, workers: int = 2, texts: int = 2_000,
                 usages = []
                 for client in chance.sample(clients, 2):
                     usages.append(await _ask(client, kind, asked, result, chance))
-                    await wait_until(lambda: redis.command("DBSIZE") == len(known), STORE_S, "the store")
+                    await wait_until(lambda: redis.count_entries() == len(known), STORE_S, "the store")
                 result.wrong_usages += usages[0] != usages[1]
                 if progress and number % 500 == 0:
                     print(f"\r{number}/{batches} batches", end="", file=sys.stderr, flush=True)

@@ -69,7 +69,7 @@ async def week(*, texts: int, calls_per_hour: int, hours: int, seed: int, progre
             upstream_calls=upstream_calls,
             wrong=wrong,
             redis_bytes=redis.memory_used() - empty_bytes,
-            redis_entries=len(redis.keys()),
+            redis_entries=redis.count_entries(),
             troubles=tuple(recorder.failures),
         )
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from aiohttp import http_parser, web
+from aiohttp import web
 
 from proxy.ask import Asker, Upstreams
 from proxy.cache.claims import Claims
@@ -21,8 +21,10 @@ from proxy.cache.guard import Guard
 from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
+from proxy.cache.standings import Standings
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
+from proxy.callers import Callers
 from proxy.core.grace import Windows
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
@@ -89,7 +91,6 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
-    _require_c_parser()
     observer = Observer.of(settings)
     journal = Journal.of_worker(settings.data_dir, control.number, control.count)
     wired = built(
@@ -168,10 +169,19 @@ async def built(
     slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
     over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports, slots)
-    ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
+    routes = _adapters(settings, upstreams)
+    callers = Callers(
+        secret=keys,
+        endpoints={upstream.name: upstream.host for upstream in upstreams},
+        credential_of=routes.credential,
+        leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
+        standings=Standings(redis, tasks, longest_ms=_longest_ms(settings), monotonic=clock.monotonic),
+    )
+    ways = Upstreams(lambda request: _way(request, over_http, over_grpc), callers, clock)
     negatives = Negatives(_negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
+        callers=callers,
         tiers=tiers,
         voidable=voidable,
         modes=modes,
@@ -201,15 +211,14 @@ async def built(
         monotonic=clock.monotonic,
     )
     flow = Flow(
-        routes=_adapters(settings, upstreams),
+        routes=routes,
         upstreams=ways,
         asker=asker,
         fetcher=fetcher,
         grace=grace,
         negatives=negatives,
-        endpoints={upstream.name: upstream.host for upstream in upstreams},
+        callers=callers,
         voidable=voidable,
-        leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         tasks=tasks,
         modes=modes,
         purges=purges,
@@ -237,16 +246,6 @@ async def built(
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
         await asyncio.gather(*(transport.close() for transport in over_grpc.values()))
         journal.close()
-
-
-def _require_c_parser() -> None:
-    """
-    Refuse to serve with aiohttp's pure-Python parser.
-
-    It reads about a dozen malformed requests otherwise than the C parser, and hangs on two.
-    """
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise RuntimeError("aiohttp runs without its C parser; unset AIOHTTP_NO_EXTENSIONS or install a wheel")
 
 
 def _redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callable[[str], None]) -> RedisTier:
@@ -366,6 +365,14 @@ def _negative_lifetimes_s(settings: Settings) -> dict[ErrorKind, float]:
 def _windows(settings: Settings) -> Windows:
     grace = settings.grace
     return Windows(grace.while_refresh_s, grace.if_error_s, frozenset(grace.if_error_for))
+
+
+def _longest_ms(settings: Settings) -> int:
+    """The longest time that anything is kept."""
+    lifetimes = settings.lifetimes
+    of_models = [rule.ttl_s for rule in settings.models.values() if rule.ttl_s is not None]
+    longest_s = max(lifetimes.embedding_s, lifetimes.vector_query_s, lifetimes.vector_stats_s, *of_models)
+    return int((longest_s * (1 + lifetimes.jitter) + _windows(settings).longest_s) * 1000)
 
 
 async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from proxy.cache.redis_tier import Tokens
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
+from proxy.callers import Callers
 from proxy.core.answer import Answer, Body, Stream
 from proxy.core.coding import narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, jittered_ms
+from proxy.core.judge import refuses
 from proxy.core.modes import Mode
-from proxy.core.outcome import Outcome
+from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import NotStorable, Read, Refusal
 from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
@@ -38,7 +40,11 @@ class Job:
     wishes: Directives
     outcome: Outcome
     keys: tuple[bytes, ...]
+    owner: bytes
+    """Whose answer it will be, as a keyed hash."""
     scopes: tuple[bytes, ...]
+    mark: bytes | None = None
+    """The upstream has refused its owner, as far as was known before it was asked; see ``cache.standings``."""
     tokens: Tokens | None = None
     is_held: bool = False
     unusable: frozenset[bytes] = frozenset()
@@ -60,7 +66,7 @@ class Job:
     @property
     def may_wait(self) -> bool:
         """Whether an answer that is on its way already will do."""
-        return self.can_share and not self.wishes.no_cache
+        return self.can_share and not self.wishes.no_cache and self.mark is None
 
     def flight(self, position: int) -> bytes:
         """Under what others may wait for the item: its key, and the tokens that tell of writes."""
@@ -145,10 +151,11 @@ class Landing:
 
 
 class Upstreams:
-    """Sends requests on."""
+    """Sends requests on, and notes whom an upstream refuses."""
 
-    def __init__(self, transport_of: TransportOf, clock: Clock) -> None:
+    def __init__(self, transport_of: TransportOf, callers: Callers, clock: Clock) -> None:
         self.transport_of = transport_of
+        self._callers = callers
         self._clock = clock
 
     async def send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
@@ -164,6 +171,13 @@ class Upstreams:
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status
+        code = reply.grpc_status.code if reply.grpc_status is not None else None
+        if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells
+            try:
+                await self._callers.refused(request)
+            except asyncio.CancelledError:
+                reply.close()
+                raise
         return reply
 
     async def send_read(self, job: Job, content: bytes) -> UpstreamReply:
@@ -174,7 +188,7 @@ class Upstreams:
         except UpstreamError as error:
             if not error.retryable:
                 raise
-            return await self.send(request, job.outcome)
+            return await self.send(dataclasses.replace(request, is_again=True), job.outcome)
 
 
 class Asker:
@@ -184,6 +198,7 @@ class Asker:
         self,
         *,
         upstreams: Upstreams,
+        callers: Callers,
         tiers: Tiers,
         voidable: VoidableTier,
         modes: ModeSource,
@@ -195,6 +210,7 @@ class Asker:
         random_unit: Callable[[], float],
     ) -> None:
         self._upstreams = upstreams
+        self._callers = callers
         self._tiers = tiers
         self._voidable = voidable
         self._modes = modes
@@ -221,6 +237,7 @@ class Asker:
         answer = relayed(reply, body)
         if rows is None:
             return Landing(positions, answer, detail=detail)
+        self._callers.accepted(job.owner, job.mark)
         entries = self._entries(job, positions, rows)
         stores = (self._store(job, entries),) if job.can_share else ()
         job.outcome.stored = job.outcome.stored or bool(stores)
@@ -239,6 +256,8 @@ class Asker:
         try:
             return text, job.plan.split(content_of(reply, text, self._max_answer_bytes), positions), ""
         except NotStorable as verdict:
+            if verdict.refusal is Refusal.CREDENTIAL:
+                await self._callers.refused(job.request)
             return text, None, verdict.refusal
 
     def _entries(self, job: Job, positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:

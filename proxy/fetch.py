@@ -63,9 +63,9 @@ class Fetcher:
     async def look_up(self, job: Job, keys: Sequence[bytes], now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold under *keys*, and what of it may be served; one Redis round trip."""
         if job.scopes:
-            found = await self._voidable.read(keys, job.scopes)
+            found = await self._voidable.read(keys, job.scopes, job.owner)
         else:
-            found = await self._tiers.read(keys)
+            found = await self._tiers.read(keys, job.owner)
         return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
 
     async def fetch(self, job: Job, missing: Sequence[int]) -> Landing:

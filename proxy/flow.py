@@ -33,14 +33,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from proxy.ask import Asker, Job, Upstreams
-from proxy.cache.leases import Leases
 from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
+from proxy.callers import Callers
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, directives
 from proxy.core.grace import StaleReason
-from proxy.core.key import Secret, common_digest, item_key, prefixed
+from proxy.core.key import Secret, common_digest, item_key
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
@@ -54,13 +54,12 @@ from proxy.fetch import Fetcher
 from proxy.grace import Grace, Stale
 from proxy.negative import Negatives
 
+# The client gets what the upstream says of it; asking once more would change nothing.
+_ERRORS = (Refusal.STATUS, Refusal.VENDOR_ERROR, Refusal.CREDENTIAL)
+
 
 class Flow:
-    """
-    Answers requests from the tiers and the upstreams; one instance per worker.
-
-    *endpoints* names what each upstream is, whatever protocol leads to it: what a write makes stale hangs on that name.
-    """
+    """Answers requests from the tiers and the upstreams; one instance per worker."""
 
     def __init__(
         self,
@@ -71,9 +70,8 @@ class Flow:
         fetcher: Fetcher,
         grace: Grace,
         negatives: Negatives,
-        endpoints: Mapping[str, str],
+        callers: Callers,
         voidable: VoidableTier,
-        leases: Leases,
         tasks: Tasks,
         modes: ModeSource,
         purges: PurgeSource,
@@ -89,11 +87,8 @@ class Flow:
         self._fetcher = fetcher
         self._grace = grace
         self._negatives = negatives
-        self._endpoints = {
-            upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
-        }
+        self._callers = callers
         self._voidable = voidable
-        self._leases = leases
         self._tasks = tasks
         self._modes = modes
         self._purges = purges
@@ -149,7 +144,7 @@ class Flow:
             # A kept connection may close just as it is used again. Only what asks for nothing twice is sent twice.
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
-            reply = await self._upstreams.send(untouched, outcome, body)
+            reply = await self._upstreams.send(dataclasses.replace(untouched, is_again=True), outcome, body)
         return relayed(reply, reply)
 
     # --- what changes something ---------------------------------------------------------------------------------------
@@ -169,7 +164,7 @@ class Flow:
 
     async def _written(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer | ProxyError:
         """The unit. Our errors are returned, as an exception of a task that nobody awaits any more would be lost."""
-        scopes, owner = self._scopes(request, write.scopes), self._owner(request, write.credential)
+        scopes, owner = self._scopes(request, write.scopes), self._callers.owner(request, write.credential)
 
         async def forward() -> tuple[Answer, Verdict]:
             reply = await self._upstreams.send(dataclasses.replace(request, body=None), outcome, body)
@@ -181,8 +176,8 @@ class Flow:
                 scopes,
                 forward,
                 # A stranger's write must not void what others use before the upstream has said what it thinks of it.
-                announce=self._leases.has(owner),
-                counts=lambda ended: ended[1] is not Verdict.REFUSED,
+                announce=self._callers.is_known(owner),
+                counts=lambda ended: ended[1] not in (Verdict.REFUSED, Verdict.NO_ROUTE),
             )
         except NotTold:
             return UpstreamError(ErrorCode.NOT_INVALIDATED, "cached answers cannot be made stale just now", 503)
@@ -191,7 +186,9 @@ class Flow:
         finally:
             outcome.redis_ok = not self._voidable.is_pending(scopes)
         if verdict is Verdict.DONE:
-            self._leases.note(owner)
+            self._callers.has_written(owner)
+        elif verdict is Verdict.REFUSED:
+            await self._callers.refused(request)
         return answer
 
     def _verdict(self, write: Write, reply: UpstreamReply, text: bytes) -> Verdict:
@@ -211,15 +208,11 @@ class Flow:
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         keys = tuple(item_key(self._secret, common, item) for item in plan.items)
         outcome.items = len(keys)
-        return Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
+        owner = self._callers.owner(request, plan.credential)
+        return Job(request, plan, wishes, outcome, keys, owner, self._scopes(request, plan.scopes))
 
     def _scopes(self, request: Request, names: Sequence[ScopeName]) -> tuple[bytes, ...]:
-        """Scopes as Redis may see them: shared by protocols, credentials and replicas, and telling no name."""
-        endpoint = self._endpoints[request.upstream]
-        return tuple(item_key(self._secret, endpoint, prefixed(part.encode() for part in name)) for name in names)
-
-    def _owner(self, request: Request, credential: bytes) -> bytes:
-        return item_key(self._secret, self._endpoints[request.upstream], prefixed((b"credential", credential)))
+        return tuple(self._callers.scope(request, name) for name in names)
 
     async def _read(self, job: Job) -> Answer:
         """Look all items up at once; answer from what is there, or fetch what is missing."""
@@ -255,6 +248,11 @@ class Flow:
         job.tokens, job.is_held = found.tokens, found.is_held
         job.unusable = frozenset(found.rejected | found.entries.keys() - usable.keys())
         job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok
+        job.mark = self._callers.mark(job.owner, found.standing, has_entries=bool(found.entries))
+        if job.mark is not None:  # the upstream has refused who asks: nothing of it may be served, fresh or in grace
+            job.unusable |= found.entries.keys()
+            found.entries.clear()
+            usable = {}
         return found, usable
 
     def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
@@ -283,26 +281,20 @@ class Flow:
             self._negatives.note(job, missing, landing)
             outcome.forget_hits()  # the answer will be the upstream's alone
             if landing.answer is not None:
-                if is_whole or (is_plain and landing.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
+                if is_whole or (is_plain and landing.detail in _ERRORS):
                     return landing.answer
                 landing.close()
             # What the client wants cannot be made of an answer that is not right: ask just as it did.
             outcome.forwarded, outcome.coalesced = len(job.keys), 0
             whole = await self._upstreams.send_read(job, job.request.body or b"")
             return relayed(whole, whole)
-        self._accepted(job)
+        _say_settling(job)
         if is_whole and landing.answer is not None:
             answer = landing.answer
         else:
             answer = self._joined(job, {key: entry.row for key, entry in usable.items()} | {**landing.rows}, usable)
         answer.after = landing.store
         return answer
-
-    def _accepted(self, job: Job) -> None:
-        """Rows that are right are proof that the upstream accepts the credential."""
-        self._leases.note(self._owner(job.request, job.plan.credential))
-        if job.is_held:
-            job.outcome.detail = job.outcome.detail or Refusal.SETTLING
 
     # --- shadow -------------------------------------------------------------------------------------------------------
 
@@ -317,7 +309,7 @@ class Flow:
         answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
         if landing.rows is None:
             return answer
-        self._accepted(job)
+        _say_settling(job)
         outcome.shadow_mismatches = sum(
             usable[key].row.differs(row) for key, row in landing.rows.items() if key in usable
         )
@@ -326,6 +318,11 @@ class Flow:
 
     def _now_unix_ms(self) -> int:
         return int(self._clock.wall() * 1000)
+
+
+def _say_settling(job: Job) -> None:
+    if job.is_held:
+        job.outcome.detail = job.outcome.detail or Refusal.SETTLING
 
 
 def _let_go(unit: "asyncio.Task[Answer | ProxyError]") -> None:

@@ -49,7 +49,7 @@ class Negatives:
 
     def look(self, job: Job, missing: Sequence[int]) -> Answer | None:
         """The error that the upstream gave a moment ago when it was asked for the items at *missing*."""
-        if not self._kept or job.wishes.no_cache:
+        if not self._kept or job.wishes.no_cache or job.mark is not None:
             return None
         kept = self._kept.get(_asked(job, missing))
         if kept is None:

@@ -185,7 +185,8 @@ class Memory(Section):
     max_bytes: int = Field(64 * 2**20, ge=0)
     """Room for entries in each worker; zero switches the tier off."""
     max_age_s: float = Field(60.0, ge=0)
-    """How long a row may be served without asking Redis again: the most by which it can outlive a purge."""
+    """How long a row may be served without asking Redis again: the most by which it can outlive what
+    other workers and replicas learn: that Redis has lost it, or that the vendor has refused its credential."""
 
 
 class Lifetimes(Section):

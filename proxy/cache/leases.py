@@ -22,6 +22,10 @@ class Leases:
         """*owner* was accepted just now."""
         self._accepted[owner] = True
 
+    def end(self, owner: bytes) -> None:
+        """*owner* was refused just now."""
+        self._accepted.pop(owner, None)
+
     def has(self, owner: bytes) -> bool:
         """Whether *owner* was accepted lately."""
         return owner in self._accepted

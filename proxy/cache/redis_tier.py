@@ -84,12 +84,24 @@ for i = 1, #KEYS do
 end
 return 1
 """
+
+# Accepted again: only who knows the mark may take it away. KEYS: standing. ARGV: accepted, lifetime in ms, mark.
+_ACCEPT = """
+local held = redis.call('GET', KEYS[1])
+if not held or held == ARGV[3] then held = ARGV[1] end
+redis.call('SET', KEYS[1], held, 'PX', ARGV[2])
+return 1
+"""
+
 # How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
 # that is slow, but always just in time, hold a request for as long as the queue before it.
 _PATIENCE = 4
 
 # Tokens outlive every entry kept under them; an absent one costs hits only.
 _TOKEN_MS = 30 * 86_400_000
+
+ACCEPTED = b"1"
+"""The standing of a credential that the vendor has not refused; any other is the mark of a refusal."""
 
 FAILURES: tuple[type[Exception], ...] = (
     RedisConnectionError,
@@ -151,10 +163,12 @@ class RedisTier:
         self._prefix = entries_prefix(prefix.encode("ascii"))
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
         self._claims = prefix.encode("ascii") + b":c:"
+        self._standings = prefix.encode("ascii") + b":s:"
         self._fill = self._redis.register_script(_FILL)
         self._claim = self._redis.register_script(_CLAIM)
         self._renew = self._redis.register_script(_RENEW)
         self._release = self._redis.register_script(_RELEASE)
+        self._accept = self._redis.register_script(_ACCEPT)
         self._guard = guard
         self._wait_s = _PATIENCE * deadline_s
         self._on_rejected = on_rejected
@@ -164,9 +178,10 @@ class RedisTier:
         self._write_places = asyncio.Semaphore(max(1, max_connections // 2 - max_connections // 8))
         self._read_places = asyncio.Semaphore(max(1, max_connections - max_connections // 2))
 
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
-        """The sealed values under *keys*, in order, in one round trip; ``None`` when Redis could not be asked."""
-        return await self._values([self._name(key) for key in keys])
+    async def read(self, keys: Sequence[bytes], owner: bytes) -> tuple[list[bytes | None], bytes | None] | None:
+        """The sealed values under *keys*, in order, and *owner*'s standing; ``None`` when Redis could not be asked."""
+        reply = await self._values([*map(self._name, keys), self._standing(owner)])
+        return None if reply is None else (reply[:-1], reply[-1])
 
     async def write(self, values: Sequence[tuple[bytes, bytes, int]]) -> int:
         """Write (key, sealed value, lifetime in ms) triples in one round trip; how many Redis took."""
@@ -190,15 +205,21 @@ class RedisTier:
             return 0
 
     async def read_guarded(
-        self, keys: Sequence[bytes], scopes: Sequence[bytes]
-    ) -> tuple[list[bytes | None], list[bytes | None], bool] | None:
-        """Values, tokens and whether any scope is held, in one round trip; ``None`` when Redis could not be asked."""
-        names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes)]
+        self, keys: Sequence[bytes], scopes: Sequence[bytes], owner: bytes
+    ) -> tuple[list[bytes | None], list[bytes | None], bool, bytes | None] | None:
+        """
+        Values, tokens, whether any scope is held, and *owner*'s standing, in one round trip.
+
+        ``None`` when Redis could not be asked.
+        """
+        names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes), self._standing(owner)]
         reply = await self._values(names)
         if reply is None:
             return None
+        *found, standing = reply
         at_tokens, at_holds = len(keys), len(keys) + len(scopes)
-        return reply[:at_tokens], reply[at_tokens:at_holds], any(hold is not None for hold in reply[at_holds:])
+        is_held = any(hold is not None for hold in found[at_holds:])
+        return found[:at_tokens], found[at_tokens:at_holds], is_held, standing
 
     async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool] | None:
         """
@@ -299,6 +320,28 @@ class RedisTier:
             async with self._write_places:
                 await self._guard.run(send, vouches=False)
 
+    async def refuse(self, owner: bytes, mark: bytes, life_ms: int, *, is_known: bool) -> None:
+        """Set *mark* against *owner*; unless it *is known* here, only if it has a standing."""
+
+        async def send() -> object:
+            return await self._asked(self._redis.set(self._standing(owner), mark, px=life_ms, xx=not is_known))
+
+        with contextlib.suppress(Unavailable):
+            async with self._place(self._read_places):
+                await self._guard.run(send, vouches=False)
+
+    async def accept(self, owner: bytes, mark: bytes | None, life_ms: int) -> bool:
+        """*owner* has a standing for so long, without *mark*, but with any other that there is; whether Redis knows."""
+
+        async def send() -> object:
+            return await self._asked(self._accept(keys=[self._standing(owner)], args=[ACCEPTED, life_ms, mark or b""]))
+
+        try:
+            async with self._write_places:
+                return await self._guard.run(send, vouches=False) == 1
+        except Unavailable:
+            return False
+
     async def close(self) -> None:
         """Close all connections."""
         await self._pool.disconnect()
@@ -366,6 +409,9 @@ class RedisTier:
 
     def _hold(self, scope: bytes) -> bytes:
         return self._holds + base64.urlsafe_b64encode(scope).rstrip(b"=")
+
+    def _standing(self, owner: bytes) -> bytes:
+        return self._standings + base64.urlsafe_b64encode(owner).rstrip(b"=")
 
     def _name(self, key: bytes) -> bytes:
         return self._prefix + base64.urlsafe_b64encode(key).rstrip(b"=")

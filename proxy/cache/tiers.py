@@ -24,6 +24,8 @@ class Found:
     redis_ok: bool = True
     """False when Redis was needed and could not be asked."""
     redis_s: float = 0.0
+    standing: bytes | None = None
+    """The standing of who asks, as far as Redis was asked and knows it."""
     tokens: tuple[bytes, ...] | None = None
     """For answers that a write can make stale: the tokens to keep new ones under; ``None``: keep nothing."""
     is_held: bool = False
@@ -55,9 +57,9 @@ class Tiers:
         self._grace_ms = round(grace_s * 1000)
         self._wall = wall
 
-    async def read(self, keys: Iterable[bytes]) -> Found:
+    async def read(self, keys: Iterable[bytes], owner: bytes) -> Found:
         """
-        The entries under *keys* that any tier holds, fresh or, from Redis, in grace.
+        The entries under *keys*, all of them *owner*'s, that any tier holds, fresh or, from Redis, in grace.
 
         Never raises, never waits longer than the Redis deadline.
         """
@@ -71,7 +73,7 @@ class Tiers:
                 found.entries[key] = entry
                 found.from_memory.add(key)
         if absent and self._redis is not None:
-            await self._read_redis(self._redis, absent, found)
+            await self._read_redis(self._redis, absent, owner, found)
         return found
 
     def fill(self, entries: Mapping[bytes, Entry], done: Callable[[], None] = nothing) -> None:
@@ -94,13 +96,14 @@ class Tiers:
         if self._redis is not None:
             await self._redis.close()
 
-    async def _read_redis(self, redis: RedisTier, keys: list[bytes], found: Found) -> None:
+    async def _read_redis(self, redis: RedisTier, keys: list[bytes], owner: bytes, found: Found) -> None:
         started_s = time.perf_counter()
-        values = await redis.read(keys)
+        reply = await redis.read(keys, owner)
         found.redis_s = time.perf_counter() - started_s
-        if values is None:
+        if reply is None:
             found.redis_ok = False
             return
+        values, found.standing = reply
         now_unix_ms = self._now_unix_ms()
         for key, sealed in zip(keys, values, strict=True):
             if sealed is None:

@@ -62,9 +62,9 @@ class VoidableTier:
         """Whether one of *scopes* is stale without Redis knowing."""
         return self._generations.is_untold(scopes)
 
-    async def read(self, keys: Sequence[bytes], scopes: Sequence[Scope]) -> Found:
+    async def read(self, keys: Sequence[bytes], scopes: Sequence[Scope], owner: bytes) -> Found:
         """
-        The entries under *keys* that no write has made stale, and the tokens under which new ones may be kept.
+        The entries of *owner*'s under *keys* that no write has made stale, and the tokens to keep new ones under.
 
         Never raises, and waits for at most three operations of Redis, each within its deadline.
         """
@@ -72,7 +72,7 @@ class VoidableTier:
         if self._redis is None:
             return found
         started_s = time.perf_counter()
-        found.redis_ok = await self._look(self._redis, keys, scopes, found)
+        found.redis_ok = await self._look(self._redis, keys, scopes, owner, found)
         found.redis_s = time.perf_counter() - started_s
         return found
 
@@ -156,16 +156,18 @@ class VoidableTier:
             return True
         return await self._redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes]) is not None
 
-    async def _look(self, redis: RedisTier, keys: Sequence[bytes], scopes: Sequence[Scope], found: Found) -> bool:
+    async def _look(
+        self, redis: RedisTier, keys: Sequence[bytes], scopes: Sequence[Scope], owner: bytes, found: Found
+    ) -> bool:
         """Whether Redis could be asked; what it said is in *found*."""
         # No more than these: everything under the endpoint hangs on one of a read's scopes.
         untold = [scope for scope in scopes if self._generations.is_untold((scope,))]
         if untold and not await self._void(untold):
             return False
-        reply = await redis.read_guarded(keys, scopes)
+        reply = await redis.read_guarded(keys, scopes, owner)
         if reply is None:
             return False
-        values, tokens, is_held = reply
+        values, tokens, is_held, found.standing = reply
         is_held = is_held or self._generations.settles(scopes, self._settle_ms)
         if any(token is None for token in tokens):
             made = await redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes])

@@ -16,6 +16,15 @@ _HARMLESS_VARY = frozenset(
     }
 )
 
+REFUSED = frozenset({401, 403})
+"""The codes of an upstream that does not accept who asks."""
+_GRPC_REFUSED = frozenset({7, 16})  # PERMISSION_DENIED, UNAUTHENTICATED
+
+
+def refuses(status: int, grpc_code: int | None) -> bool:
+    """Whether an answer says by its head that the upstream does not accept who asks."""
+    return status in REFUSED or grpc_code in _GRPC_REFUSED
+
 
 def refusal(status: int, headers: HeaderLines) -> Refusal | None:
     """Why an answer with this head is not kept; ``None`` when its body decides."""

@@ -51,6 +51,8 @@ class Refusal(enum.StrEnum):
 
     STATUS = "status"
     VENDOR_ERROR = "vendor-error"
+    CREDENTIAL = "credential"
+    """An error of the vendor's again: it does not accept who asks."""
     TOO_LARGE = "too-large"
     CONTENT_CODING = "content-coding"
     CONTENT_TYPE = "content-type"
@@ -105,7 +107,9 @@ class Verdict(enum.Enum):
 
     DONE = enum.auto()
     REFUSED = enum.auto()
-    """The credential was not accepted, or there is no such route: nothing has changed."""
+    """The credential was not accepted: nothing has changed."""
+    NO_ROUTE = enum.auto()
+    """The vendor does not know what was asked for either: nothing has changed."""
     UNKNOWN = enum.auto()
     """Anything else; the write may have happened, in whole or in part."""
 

@@ -66,10 +66,13 @@ class Lifetime(Protocol):
 
 
 class Routes(Protocol):
-    """Which adapter wants a request."""
+    """Which adapter wants a request, and who sends it."""
 
     def __call__(self, upstream: str, method: str, path: str) -> Adapter | None:
         """The adapter; ``None`` for what only passes through."""
+
+    def credential(self, request: Request) -> bytes:
+        """Who is asking, as a part of a key: the same for every request of that caller, cached or not."""
 
 
 TransportOf = Callable[[Request], Transport]

@@ -42,6 +42,8 @@ class Request:
     upstream: str
     body: bytes | None = None
     timeout_s: float | None = None
+    is_again: bool = False
+    """A kept connection closed under it: this time it goes over one of its own, as the next may be closing too."""
 
     @property
     def is_grpc(self) -> bool:

@@ -6,6 +6,7 @@ refused here. On a kept connection answers belong to requests by their order alo
 (a gateway's 408 to an idle connection, an answer sent twice) would become the answer to whoever comes next.
 """
 
+import contextvars
 import functools
 import re
 import select
@@ -22,6 +23,10 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+WANTS_FRESH = contextvars.ContextVar("WANTS_FRESH", default=False)
+"""Whether the request that is being sent must have a connection that was not used before."""
+
+
 class Connections(aiohttp.TCPConnector):
     """
     aiohttp's pool, which never gives out a connection on which something has come since its last answer.
@@ -34,6 +39,8 @@ class Connections(aiohttp.TCPConnector):
         self._factory: Any = functools.partial(_Connection, loop=self._loop)
 
     async def _get(self, *arguments: Any) -> Any:  # noqa: ANN401  aiohttp's own, which has no public form
+        if WANTS_FRESH.get():
+            return None
         while (connection := await super()._get(*arguments)) is not None:
             if not _has_spoken(connection):
                 return connection

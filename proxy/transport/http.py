@@ -18,7 +18,7 @@ from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
-from proxy.transport.connections import Connections
+from proxy.transport.connections import WANTS_FRESH, Connections
 from proxy.transport.slots import Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -113,6 +113,7 @@ class HttpTransport:
                 byte.
         """
         async with self._slot() as slot:
+            WANTS_FRESH.set(request.is_again)
             response = slot.held_by(
                 await self._session.request(
                     request.method,
@@ -250,6 +251,9 @@ async def _unclosed(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     try:
         while piece := await response.content.readany():
             yield piece
+    except asyncio.CancelledError:  # nobody will read the rest
+        response.close()
+        raise
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         response.close()
         raise _translated(error) from error

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy.core import judge
 from proxy.core.entry import Row
 from proxy.core.plan import ErrorKind, Refusal, Scope, Verdict
 from proxy.core.request import HeaderLines, Request
@@ -57,9 +58,6 @@ class AnswerForm(Protocol):
         """The answer kept in *row* with our *request_id*, cut to its first *topk* documents if that is given."""
 
 
-# What a wrong token is answered is not documented: as a status, in a gRPC code, or as a code in a body.
-_REFUSALS = frozenset({401, 403})
-_GRPC_REFUSALS = frozenset({7, 16})  # PERMISSION_DENIED, UNAUTHENTICATED
 # What the vendor does not know either: probes and scanners must not be able to empty the cache.
 _UNKNOWN_ROUTE = frozenset({404, 405, 501})
 _GRPC_UNKNOWN_ROUTE = 12  # UNIMPLEMENTED
@@ -83,12 +81,13 @@ class VectorWrite:
 
     def verdict(self, status: int, grpc_code: int | None, body: bytes) -> Verdict:
         """See ``core.plan.Write``."""
-        if status in _REFUSALS or grpc_code in _GRPC_REFUSALS:
+        # What a wrong token is answered is not documented: as a status, in a gRPC code, or as a code in a body.
+        if judge.refuses(status, grpc_code):
             return Verdict.REFUSED
         if self.scopes == ANYWHERE and (status in _UNKNOWN_ROUTE or grpc_code == _GRPC_UNKNOWN_ROUTE):
-            return Verdict.REFUSED
+            return Verdict.NO_ROUTE
         code = self.code_of(body) if status == 200 else None
-        if code in _REFUSALS:
+        if code in judge.REFUSED:
             return Verdict.REFUSED
         return Verdict.DONE if code == 0 else Verdict.UNKNOWN
 
@@ -197,6 +196,11 @@ def identity(request: Request, protocol: bytes, ignored: frozenset[bytes]) -> tu
         request.target.encode("utf-8", "surrogateescape"),
         headers.relevant(request, _NO_EFFECT | ignored, prefixes),
     )
+
+
+def error_of(code: int) -> Refusal:
+    """Why an answer with this code, which is not success, is not kept."""
+    return Refusal.CREDENTIAL if code in judge.REFUSED else Refusal.VENDOR_ERROR
 
 
 def origin(request_id: object) -> str:

@@ -51,7 +51,8 @@ class MessageAnswer:
             found = wire.fields(body)
             request_id, code = wire.one(found, _REQUEST_ID, BYTES), wire.one(found, _CODE, VARINT)
             outputs = [each for each in found if each.number == _OUTPUT]
-            verdict = Refusal.VENDOR_ERROR if code is not None and code.varint else self.check(outputs)
+            failure = code.varint if code is not None else 0
+            verdict = dashvector.error_of(failure) if failure else self.check(outputs)
             if verdict is None and is_widened and not dashvector.is_ranked([_score(each.data) for each in outputs]):
                 verdict = Refusal.INCOMPLETE
         except Malformed as error:

@@ -56,7 +56,7 @@ class JsonAnswer:
         if type(document) is not dict or type(document.get("code")) is not int:
             raise NotStorable(Refusal.SHAPE)
         # The status is 200 whatever happened: the code is the truth.
-        verdict = Refusal.VENDOR_ERROR if document["code"] != 0 else self.check(document)
+        verdict = dashvector.error_of(document["code"]) if document["code"] != 0 else self.check(document)
         if verdict is None and is_widened and not _is_ranked(document["output"]):
             verdict = Refusal.INCOMPLETE
         request_id = document.get("request_id")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from proxy.core.plan import Adapter
+from proxy.core.request import Request
+from proxy.vendors import dashscope, dashvector, headers
 from proxy.vendors.dashvector_grpc import DashVectorGrpc
 from proxy.vendors.dashvector_http import DashVectorHttp
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
@@ -41,7 +43,13 @@ class Adapters:
             "dashvector": dashvector_adapters(ignored_headers, overfetch_topk),
         }
         self._of_upstream = {upstream: of_vendor[vendor] for upstream, vendor in vendors.items()}
+        who = {"dashscope": dashscope.CREDENTIALS, "dashvector": dashvector.CREDENTIALS}
+        self._credentials = {upstream: who[vendor] for upstream, vendor in vendors.items()}
 
     def __call__(self, upstream: str, method: str, path: str) -> Adapter | None:
         """The first adapter that wants the route; ``None`` for everything that only passes through."""
         return next((adapter for adapter in self._of_upstream[upstream] if adapter.wants(method, path)), None)
+
+    def credential(self, request: Request) -> bytes:
+        """See ``core.ports.Routes``."""
+        return headers.credential(request.headers, self._credentials[request.upstream])

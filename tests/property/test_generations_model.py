@@ -51,8 +51,8 @@ class Scheduled:
         self._world = world
         self.is_dead = False
 
-    async def read_guarded(self, keys, scopes):
-        return await self._turn(lambda: self._world.store.read(keys, scopes))
+    async def read_guarded(self, keys, scopes, owner):
+        return await self._turn(lambda: (*self._world.store.read(keys, scopes), None))
 
     async def make_tokens(self, scopes, tokens):
         return await self._turn(lambda: self._world.store.make(scopes, tokens))
@@ -172,7 +172,7 @@ class World(RuleBasedStateMachine):
 
     async def _reading(self, process: Process) -> None:
         seen, known, shown = process.acknowledged, self.known_to_all, self.shown
-        found = await process.tier.read([KEY], SCOPES)
+        found = await process.tier.read([KEY], SCOPES, b"owner")
         # What Redis lost meanwhile, nobody is promised any more.
         seen, known = min(seen, process.acknowledged), min(known, self.known_to_all)
         for entry in found.entries.values():

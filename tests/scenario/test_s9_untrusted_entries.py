@@ -46,9 +46,9 @@ class Rig:
 
     async def fill(self, text: str) -> None:
         """Have *text* stored, and remember where."""
-        known = set(self.redis.entries())
+        known = self.redis.entries()
         assert await self.ask(text) == "miss"
-        (self.keys[text],) = await wait_until(lambda: set(self.redis.entries()) - known)
+        (self.keys[text],) = await wait_until(lambda: self.redis.entries() - known)
         self.values[text] = self.redis.command("GET", self.keys[text])
         assert await self.ask(text) == "hit"
 
@@ -138,9 +138,9 @@ async def test_s9_entries_moved_or_made_by_others_are_misses() -> None:
             ProxyProcess(dashscope_url=upstream.url, redis_url=rig.redis.url, key_secret="another secret") as stranger,
             await RawClient.connect(stranger.http_port) as client,
         ):
-            known = set(rig.redis.entries())
+            known = rig.redis.entries()
             await client.request("POST", NATIVE, LINES, native("text 3"))
-            (theirs,) = await wait_until(lambda: set(rig.redis.entries()) - known)
+            (theirs,) = await wait_until(lambda: rig.redis.entries() - known)
             await rig.spoil("text 3", rig.redis.command("GET", theirs))
 
 

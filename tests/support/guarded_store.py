@@ -84,8 +84,8 @@ class GuardedRedis:
         """A gate before *operation*, from now on."""
         return self.gates.setdefault(operation, Gate(operation))
 
-    async def read_guarded(self, keys, scopes):
-        return await self._asked("read", lambda: self.store.read(keys, scopes))
+    async def read_guarded(self, keys, scopes, owner):
+        return await self._asked("read", lambda: (*self.store.read(keys, scopes), None))
 
     async def make_tokens(self, scopes, tokens):
         return await self._asked("make", lambda: self.store.make(scopes, tokens))

@@ -151,7 +151,7 @@ class FakeTiers:
         self.reads: list[list[bytes]] = []
         self.fills: list[set[bytes]] = []
 
-    async def read(self, keys: Sequence[bytes], scopes: object = ()) -> Found:
+    async def read(self, keys: Sequence[bytes], *_scopes_and_owner: object) -> Found:
         self.reads.append(list(keys))
         found = {key: self._world.entries[key] for key in keys if key in self._world.entries}
         return Found(entries=found if self._world.redis_works else {}, redis_ok=self._world.redis_works)
@@ -168,6 +168,16 @@ class FakeTiers:
         done()
 
 
+class NobodyRefused:
+    """Callers whom the upstream accepts."""
+
+    def accepted(self, owner: bytes, mark: bytes | None) -> None:
+        pass
+
+    async def refused(self, request: Request) -> None:
+        pass
+
+
 class Process:
     """One process's fetcher, and clients of it."""
 
@@ -177,8 +187,10 @@ class Process:
         self.tiers = FakeTiers(world, self.tasks)
         clock = Clock(world.clock.monotonic, world.clock.wall)
         self.flights: Flights[Landing] = Flights(self.tasks, uncacheable_s, clock.monotonic)
+        callers: Any = NobodyRefused()
         asker = Asker(
-            upstreams=Upstreams(lambda _request: world, clock),
+            upstreams=Upstreams(lambda _request: world, callers, clock),
+            callers=callers,
             tiers=self.tiers,
             voidable=self.tiers,
             modes=self,
@@ -206,7 +218,7 @@ class Process:
     def job(self, *texts: bytes, timeout_s: float | None = None, **fields: Any) -> Job:
         request = Request("POST", "/", JSON, "dashscope", None, timeout_s)
         values = {"wishes": Directives(), "scopes": (), **fields}
-        return Job(request, Plan(*texts), outcome=Outcome(), keys=texts, **values)
+        return Job(request, Plan(*texts), outcome=Outcome(), keys=texts, owner=b"", **values)
 
     async def fetch(self, job: Job) -> Landing:
         landing = await self.fetcher.fetch(job, list(job.first_positions.values()))

@@ -15,7 +15,9 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.leases import Leases
+from proxy.cache.standings import Standings
 from proxy.cache.voidable import VoidableTier
+from proxy.callers import Callers
 from proxy.core.answer import Answer
 from proxy.core.cache_status import header_lines
 from proxy.core.grace import Windows
@@ -156,9 +158,18 @@ class Rig:
         ids = itertools.count()
         clock = Clock(self.clock.monotonic, self.clock.wall)
         tiers: Any = None  # nothing here is kept in memory
-        upstreams = Upstreams(lambda _: self.upstream, clock)  # type: ignore[arg-type,return-value]
+        routes = Adapters({"vectors": "dashvector"}, overfetch_topk=overfetch)
+        callers = Callers(
+            secret=SECRET,
+            endpoints={"vectors": "vectors.test"},
+            credential_of=routes.credential,
+            leases=self.leases,
+            standings=Standings(None, self.tasks, longest_ms=3_600_000, monotonic=self.clock.monotonic),
+        )
+        upstreams = Upstreams(lambda _: self.upstream, callers, clock)  # type: ignore[arg-type,return-value]
         asker = Asker(
             upstreams=upstreams,
+            callers=callers,
             tiers=tiers,
             voidable=self.voidable,
             modes=self.quiet,
@@ -188,15 +199,14 @@ class Rig:
             monotonic=self.clock.monotonic,
         )
         self.flow = Flow(
-            routes=Adapters({"vectors": "dashvector"}, overfetch_topk=overfetch),
+            routes=routes,
             upstreams=upstreams,
             asker=asker,
             fetcher=fetcher,
             grace=grace,
             negatives=Negatives({}, self.clock.monotonic),
-            endpoints={"vectors": "vectors.test"},
+            callers=callers,
             voidable=self.voidable,
-            leases=self.leases,
             tasks=self.tasks,
             modes=self.quiet,
             purges=NO_MARKS,
@@ -504,14 +514,35 @@ async def test_a_write_past_a_dead_redis_says_so_in_its_outcome():
 
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_only_a_credential_that_was_accepted_lately_voids_before_the_upstream_has_spoken(is_known):
-    rig = Rig()
+    rig, other = Rig(), ((b"dashvector-auth-token", b"sk-two"), LINES[1])
+    rig.upstream.replies = [Reply(documents(2))]
+    await rig.asked("POST", ONE + "/query", query(), other)
     await rig.warm()
     if not is_known:
         rig.clock.advance(61.0)
     rig.upstream.replies = [Reply(b'{"code":401}', 401)]
     await rig.writing()
     assert rig.redis.calls.count("void") == int(is_known)
-    assert (await rig.query())[1].state is (CacheState.MISS if is_known else CacheState.HIT)
+    state = (await rig.asked("POST", ONE + "/query", query(), other))[1].state
+    assert state is (CacheState.MISS if is_known else CacheState.HIT)
+
+
+@pytest.mark.parametrize("ended", [Reply(b'{"code":401}', 401), Reply(b"", 403), Reply(b'{"code":403}')])
+async def test_s17_a_write_that_was_refused_ends_the_hits_and_the_lease_of_its_credential(ended):
+    rig = Rig()
+    await rig.warm()
+    rig.upstream.replies = [ended, Reply(documents(2))]
+    await rig.writing()
+    rig.redis.calls.clear()
+    await rig.writing()
+    assert rig.redis.calls.count("void") == 1, "only once it was accepted"
+    rig.store.now_ms += 3_000
+    rig.clock.advance(3)
+    await rig.warm()
+    rig.upstream.replies = [ended, Reply(documents(2))]
+    await rig.asked("POST", ONE + "/query", query("other"))
+    assert (await rig.query())[1].state is CacheState.MISS
+    assert (await rig.query())[1].state is CacheState.HIT
 
 
 async def test_a_write_that_was_done_makes_its_credential_known():

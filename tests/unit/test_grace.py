@@ -89,7 +89,7 @@ class Rig:
 
 
 def job_of(key: bytes) -> Job:
-    return Job(Request("POST", "/", (), "u"), Any, NONE, Outcome(), (key,), ())  # type: ignore[arg-type]
+    return Job(Request("POST", "/", (), "u"), Any, NONE, Outcome(), (key,), b"", ())  # type: ignore[arg-type]
 
 
 async def test_a_failing_refresh_rests_for_1_to_60_seconds() -> None:

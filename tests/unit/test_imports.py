@@ -15,11 +15,12 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "vendors": ({"core", "errors", "vendors"}, {"orjson", "msgspec", "numpy"}),
     "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis"}),
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
-    "ask": ({"core", "errors", "cache"}, set()),
+    "callers": ({"core", "cache"}, set()),
+    "ask": ({"core", "errors", "cache", "callers"}, set()),
     "fetch": ({"core", "errors", "cache", "ask"}, set()),
     "grace": ({"core", "errors", "cache", "ask", "fetch"}, {"cachetools"}),
     "negative": ({"core", "errors", "ask"}, {"cachetools"}),
-    "flow": ({"core", "errors", "cache", "ask", "fetch", "grace", "negative"}, set()),
+    "flow": ({"core", "errors", "cache", "callers", "ask", "fetch", "grace", "negative"}, set()),
     "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
 
@@ -27,7 +28,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 SOLE_IMPORTER = {
     "redis": {"redis_tier.py"},
     "pybreaker": {"guard.py"},
-    "cachetools": {"flights.py", "leases.py", "memory.py"},
+    "cachetools": {"flights.py", "leases.py", "memory.py", "standings.py"},
 }
 
 

@@ -49,6 +49,7 @@ class RedisLink:
             max_connections=8,
             decode_responses=False,
             protocol=2,
+            driver_info=None,  # or every new connection begins with two commands that nobody needs, nor may allow
         )
 
     async def read(self, key: bytes, max_bytes: int) -> bytes:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
+from proxy.errors import ConfigError
+from proxy.ops.processes import floors
 from proxy.ops.processes.supervisor import Supervisor
 from proxy.ops.telemetry.log_output import configure, logger
 from proxy.settings import Settings
@@ -17,6 +19,8 @@ def run(environ: Mapping[str, str]) -> None:
     Raises:
         ConfigError: with every mistake.
     """
+    if found := floors.mistakes():
+        raise ConfigError(found)
     loaded = load_with_sources(environ)
     writer = configure(loaded.settings.log, "supervisor")
     try:

@@ -16,6 +16,8 @@ from tests.support.clock import FakeClock
 SECRET = Secret.derive(b"deployment")
 CODEC = Codec(SECRET, 1 << 20)
 
+OWNER = b"owner"
+
 
 class FakeRedis:
     """Values by key; unreachable when told so; writes held at a gate when there is one."""
@@ -29,9 +31,9 @@ class FakeRedis:
         self.gate: asyncio.Event | None = None
         self.closed = False
 
-    async def read(self, keys):
+    async def read(self, keys, owner):
         self.reads.append(list(keys))
-        return [self.values.get(key) for key in keys] if self.reachable else None
+        return ([self.values.get(key) for key in keys], None) if self.reachable else None
 
     async def write(self, values):
         if self.gate is not None:
@@ -95,7 +97,7 @@ async def test_memory_is_asked_first_and_redis_only_for_the_rest():
     near, far = rig.entry("near"), rig.entry("far")
     rig.tiers.memory.put(b"near", near, 10_000)
     rig.put_sealed(b"far", far)
-    found = await rig.tiers.read([b"near", b"far", b"absent", b"far", b"near"])
+    found = await rig.tiers.read([b"near", b"far", b"absent", b"far", b"near"], OWNER)
     assert found.entries == {b"near": near, b"far": far}
     assert found.from_memory == {b"near"}
     assert found.redis_ok
@@ -105,16 +107,16 @@ async def test_memory_is_asked_first_and_redis_only_for_the_rest():
 async def test_what_redis_had_is_near_the_next_time():
     rig = Rig()
     rig.put_sealed(b"k", rig.entry())
-    assert (await rig.tiers.read([b"k"])).from_memory == set()
-    assert (await rig.tiers.read([b"k"])).from_memory == {b"k"}
+    assert (await rig.tiers.read([b"k"], OWNER)).from_memory == set()
+    assert (await rig.tiers.read([b"k"], OWNER)).from_memory == {b"k"}
     assert len(rig.redis.reads) == 1
 
 
 async def test_redis_is_not_asked_when_memory_has_all_or_nothing_is_asked():
     rig = Rig()
     rig.tiers.memory.put(b"k", rig.entry(), 10_000)
-    await rig.tiers.read([b"k", b"k"])
-    await rig.tiers.read([])
+    await rig.tiers.read([b"k", b"k"], OWNER)
+    await rig.tiers.read([], OWNER)
     assert rig.redis.reads == []
 
 
@@ -123,7 +125,7 @@ async def test_an_unavailable_redis_is_a_miss_and_is_told():
     rig.put_sealed(b"far", rig.entry())
     rig.tiers.memory.put(b"near", rig.entry(), 10_000)
     rig.redis.reachable = False
-    found = await rig.tiers.read([b"near", b"far"])
+    found = await rig.tiers.read([b"near", b"far"], OWNER)
     assert set(found.entries) == {b"near"}
     assert not found.redis_ok
 
@@ -131,7 +133,7 @@ async def test_an_unavailable_redis_is_a_miss_and_is_told():
 async def test_without_a_redis_there_is_memory_alone():
     rig = Rig(redis=False)
     rig.tiers.fill({b"k": rig.entry()})
-    found = await rig.tiers.read([b"k", b"absent"])
+    found = await rig.tiers.read([b"k", b"absent"], OWNER)
     assert set(found.entries) == {b"k"}
     assert found.redis_ok
     assert len(rig.tasks) == 0
@@ -150,7 +152,7 @@ async def test_s9_values_that_do_not_open_are_misses_and_counted():
         b"foreign": Codec(Secret.derive(b"other"), 1 << 20).seal(b"foreign", good),
         b"random": bytes(range(256)),
     }
-    found = await rig.tiers.read([*rig.redis.values, b"absent"])
+    found = await rig.tiers.read([*rig.redis.values, b"absent"], OWNER)
     assert found.entries == {b"good": good}
     assert rig.told.rejected == 5
     assert rig.tiers.memory.entries == 1
@@ -173,10 +175,10 @@ async def test_an_entry_that_redis_keeps_too_long_ends_in_memory_when_it_should(
     rig = Rig()
     rig.put_sealed(b"k", rig.entry(ttl_ms=10_000))
     rig.clock.advance(9.0)
-    assert (await rig.tiers.read([b"k"])).entries
+    assert (await rig.tiers.read([b"k"], OWNER)).entries
     rig.clock.advance(1.0)
     assert rig.tiers.memory.get(b"k") is None
-    stale = (await rig.tiers.read([b"k"])).entries.get(b"k")
+    stale = (await rig.tiers.read([b"k"], OWNER)).entries.get(b"k")
     assert stale is None or stale.remaining_ms(int(rig.clock.wall() * 1000)) <= 0
     assert rig.tiers.memory.entries == 0
 

@@ -87,7 +87,7 @@ class Process:
         return Entry(row, int(self.wall() * 1000), 3_600_000, b"".join(tokens or ()))
 
     async def read(self, scopes: tuple[Scope, ...] = SCOPES, key: bytes = KEY) -> Found:
-        return await self.tier.read([key], scopes)
+        return await self.tier.read([key], scopes, b"owner")
 
     async def fetched(self, mark: str = "a", scopes: tuple[Scope, ...] = SCOPES, key: bytes = KEY) -> Found:
         """Read, and keep an answer with this mark as one does after a miss."""

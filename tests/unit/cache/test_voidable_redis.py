@@ -80,7 +80,7 @@ class Process:
         )
 
     async def read(self) -> Found:
-        return await self.tier.read([KEY], SCOPES)
+        return await self.tier.read([KEY], SCOPES, b"owner")
 
     async def keep(self, found: Found, mark: str = "a") -> None:
         row = Row(b"{}", b"", b"", (), mark)

@@ -309,7 +309,7 @@ async def test_an_upstream_that_never_answers_is_our_deadline() -> None:
     assert (outcome.state, outcome.detail, outcome.status) == (CacheState.REFUSED, "UpstreamTimeout", 504)
 
 
-async def test_a_client_that_leaves_cancels_the_upstream_call() -> None:
+async def test_r8_a_client_that_leaves_cancels_the_upstream_call() -> None:
     async with running(_never) as rig:
         call = rig.call()
         waiting = asyncio.ensure_future(_awaited(call))

@@ -23,16 +23,28 @@ from proxy.errors import ErrorCode, UpstreamError
 from proxy.server.grpc import GrpcFront, Tls
 from proxy.transport.grpc import GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
+from tests.support.http2 import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    RESET,
+    SETTINGS,
+    block,
+    frame,
+    grpc_head,
+    grpc_message,
+)
 from tests.support.waiting import wait_until
 
 # isort: split
 import grpc
 import grpc.aio
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7  # RFC 9113 §6
-END_STREAM, END_HEADERS = 1, 4
-MESSAGE = b"\0" + b"\0\0\0\x01" + b"m"
+MESSAGE = grpc_message(b"m")
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -41,19 +53,8 @@ def slots() -> Slots:
     return Slots(max_inflight=10, max_queue=100, queue_wait_s=1.0)
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
-def block(*lines: tuple[bytes, bytes]) -> bytes:
-    """Lines as HPACK literals without indexing (RFC 7541 §6.2.2)."""
-    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in lines)
-
-
 def request(path: bytes, *lines: tuple[bytes, bytes], stream: int = 1) -> bytes:
-    head = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"proxy.local"))
-    rest = ((b"te", b"trailers"), (b"content-type", b"application/grpc"), *lines)
-    return frame(HEADERS, END_HEADERS, stream, block(*head, *rest)) + frame(DATA, END_STREAM, stream, MESSAGE)
+    return frame(HEADERS, END_HEADERS, stream, grpc_head(path, *lines)) + frame(DATA, END_STREAM, stream, MESSAGE)
 
 
 class Echo:
@@ -194,7 +195,7 @@ async def test_half_a_message_and_a_closed_connection_leave_nothing() -> None:
     assert len(echo.requests) == 1
 
 
-async def test_a_client_that_closes_its_connection_cancels() -> None:
+async def test_r8_a_client_that_closes_its_connection_cancels() -> None:
     async with front() as (echo, observer, port):
         echo.go.clear()
         async with client(port) as (_, writer):

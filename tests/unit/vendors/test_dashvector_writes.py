@@ -282,7 +282,7 @@ def test_a_call_that_ended_badly_may_have_written_unless_the_credential_was_refu
 def test_what_the_vendor_does_not_know_either_has_changed_nothing(status):
     """A health check or a scanner, without any credential, must not be able to empty the cache."""
     adapter = DashVectorHttp()
-    assert adapter.write_of("GET", "/favicon.ico", ()).verdict(status, None, b"") is Verdict.REFUSED
+    assert adapter.write_of("GET", "/favicon.ico", ()).verdict(status, None, b"") is Verdict.NO_ROUTE
     assert adapter.write_of("GET", "/favicon.ico", ()).verdict(200, None, b"") is Verdict.UNKNOWN
     assert adapter.write_of("POST", ONE + "/docs", LINES).verdict(status, None, b"") is Verdict.UNKNOWN
 
@@ -290,7 +290,7 @@ def test_what_the_vendor_does_not_know_either_has_changed_nothing(status):
 def test_a_grpc_method_that_the_vendor_does_not_know_has_changed_nothing():
     adapter = DashVectorGrpc()
     probe = adapter.write_of("GRPC", "/grpc.health.v1.Health/Check", ())
-    assert probe.verdict(502, 12, b"") is Verdict.REFUSED
+    assert probe.verdict(502, 12, b"") is Verdict.NO_ROUTE
     assert probe.verdict(502, 14, b"") is Verdict.UNKNOWN
     write = adapter.write_of("GRPC", SERVICE + "insert_doc", METADATA)
     assert write.verdict(502, 12, b"") is Verdict.UNKNOWN
