@@ -70,7 +70,7 @@ return answers
 # KEYS: claims. ARGV: owner, and for those that are the owner's a new lease in ms.
 _RENEW = """
 for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('SET', KEYS[i], ARGV[1], 'XX', 'PX', ARGV[2]) end
 end
 return 1
 """
@@ -79,7 +79,7 @@ return 1
 _RELEASE = """
 for i = 1, #KEYS do
   if redis.call('GET', KEYS[i]) == ARGV[1] then
-    if ARGV[2] == '0' then redis.call('DEL', KEYS[i]) else redis.call('SET', KEYS[i], '', 'PX', ARGV[2]) end
+    if ARGV[2] == '0' then redis.call('UNLINK', KEYS[i]) else redis.call('SET', KEYS[i], '', 'PX', ARGV[2]) end
   end
 end
 return 1

@@ -100,8 +100,8 @@ async def test_r12_a_read_that_is_sent_again_goes_over_a_connection_of_its_own(k
     ):
         lines = TOKEN[:1] if kind == "query" else ()  # which leads to the upstream whose connections are meant
         warming = [
-            asyncio.ensure_future(ask(proxy.http_port, "GET", "/v1/collections/abc" if lines else "/x", lines))
-            for _ in range(3)
+            asyncio.ensure_future(ask(proxy.http_port, "GET", f"/v1/collections/abc{number}" if lines else "/x", lines))
+            for number in range(3)
         ]
         await gate.wait_arrived(3)
         gate.open()
