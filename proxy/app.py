@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ from aiohttp import http_parser, web
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
+from proxy.cache.journals import Claim, claim
 from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
@@ -30,7 +31,7 @@ from proxy.core.upstream import Upstream
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
-from proxy.server.http import DataServer, Front, RequestObserver
+from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
 from proxy.server.intake import Intake
 from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
 
+_WEBSOCKET_SHARE = 0.9
+"""Of the time for draining; the rest is for the closing handshake."""
+
 
 class Observing(RequestObserver, Telemetry, Protocol):
     """Who is told of requests, and of what belongs to none."""
@@ -64,6 +68,7 @@ class Worker:
     front: Front
     bridge: Bridge
     guard: Guard
+    generations: Generations
 
 
 async def serve_worker(
@@ -72,27 +77,56 @@ async def serve_worker(
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     _require_c_parser()
     observer = Observer.of(settings)
-    journal = Journal.of_worker(settings.data_dir, control.number, control.count)
-    wired = built(
-        settings, secret, redis_url, control.modes, observer, purges=control.purges, ports=ports, journal=journal
-    )
-    async with wired as worker:
-        runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
-        calls = await _listen_grpc(settings, worker.flow, observer, ports)
-        chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
-        await control.ready()
-        await control.wait_drain()
-        ends_s = asyncio.get_running_loop().time() + control.drain_s
-        for chore in chores:
-            chore.cancel()
-        worker.front.is_draining = True
-        await worker.bridge.close()
-        await asyncio.gather(
-            *(runner.cleanup() for runner in runners), *(front.stop(control.drain_s) for front in calls)
+    with contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own:
+        wired = built(
+            settings,
+            secret,
+            redis_url,
+            control.modes,
+            observer,
+            purges=control.purges,
+            ports=ports,
+            journal=own.journal,
         )
-        # What nobody waits for any more: stores, and writes whose clients have gone.
-        left_s = ends_s - asyncio.get_running_loop().time()
-        await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+        async with wired as worker:
+            own.adopt(worker.generations)
+            served = [
+                await listen(settings, worker.front, port, control.listeners.get(port))
+                for port in ports
+                if port.protocol in ("http", "https")
+            ]
+            calls = await _listen_grpc(settings, worker.flow, observer, ports)
+            chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
+            await control.ready()
+            await control.wait_last_call()
+            worker.front.is_draining = True
+            await control.wait_drain()
+            ends_s = asyncio.get_running_loop().time() + control.linger_s + control.drain_s
+            await _drain(worker, served, calls, control)
+            for chore in chores:
+                chore.cancel()
+            # What nobody waits for any more: stores, and writes whose clients have gone.
+            left_s = ends_s - asyncio.get_running_loop().time()
+            await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+
+
+async def _drain(
+    worker: Worker, served: Sequence[HttpPort], calls: "Sequence[GrpcFront]", control: WorkerControl
+) -> None:
+    """Give up the ports without losing who is in them, and let what runs end."""
+    over = [worker.tasks.start(front.stop(control.drain_s)) for front in calls]
+    await asyncio.gather(*(port.close(is_shared=control.is_replaced) for port in served))
+    # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything may.
+    patience_s = control.drain_s * _WEBSOCKET_SHARE if control.is_replaced else 0.0
+    telling = worker.tasks.start(_later(worker.bridge.close, control.linger_s + patience_s))
+    await asyncio.sleep(control.linger_s)
+    await asyncio.gather(*(port.end(control.drain_s) for port in served), *over)
+    telling.cancel()
+
+
+async def _later(work: Callable[[], Awaitable[None]], after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await work()
 
 
 @contextlib.asynccontextmanager
@@ -124,10 +158,11 @@ async def built(
         max_pending_stores=settings.redis.max_pending_stores,
         wall=clock.wall,
     )
+    generations = Generations(journal, clock.wall)
     voidable = VoidableTier(
         redis,
         codec,
-        Generations(journal, clock.wall),
+        generations,
         tasks,
         observer,
         settle_s=settings.vector.settle_s,
@@ -165,7 +200,7 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard)
+        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, generations)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -264,8 +299,12 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
     return by_operation.get(operation, lifetimes.embedding_s)
 
 
-async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:
-    """One HTTP data port, shared with the other workers: the kernel spreads connections over all that listen."""
+async def listen(settings: Settings, front: Front, port: Port, listener: socket.socket | None = None) -> HttpPort:
+    """
+    One HTTP data port, shared with the other workers: the kernel spreads connections over all that listen.
+
+    *listener* is a bound socket to accept on; by default one is made.
+    """
     server = DataServer(
         front,
         _intake(settings, port),
@@ -275,14 +314,14 @@ async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunn
     )
     runner = web.ServerRunner(server, shutdown_timeout=settings.limits.drain_s)
     await runner.setup()
-    family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((port.host, port.number))
+    if listener is None:
+        listener = socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((port.host, port.number))
     context = _ssl_context(settings) if port.protocol == "https" else None
     await web.SockSite(runner, listener, backlog=1024, ssl_context=context).start()
-    return runner
+    return HttpPort(server, runner, listener)
 
 
 async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, ports: Sequence[Port]) -> "list[GrpcFront]":
@@ -334,8 +373,10 @@ async def _report(worker: Worker, observer: Observer) -> None:
         await asyncio.sleep(1)
 
 
-async def _tell(worker: Worker) -> None:
-    """Tell Redis what it could not be told at the time, also if nobody asks any more."""
+async def _tell(worker: Worker, own: Claim) -> None:
+    """Tell Redis what it could not be told at the time, also if nobody asks any more, or who knew has ended."""
     while True:
+        with contextlib.suppress(OSError):  # a full disk; what is left stays for later
+            own.adopt(worker.generations)
         await worker.voidable.tell()
         await asyncio.sleep(_TELL_EVERY_S)

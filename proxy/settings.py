@@ -119,8 +119,10 @@ class Limits(Section):
     """Most header lines in one request."""
     keepalive_s: float = Field(75.0, gt=0)
     """How long an idle client connection is kept."""
+    notice_s: float = Field(5.0, ge=0)
+    """After SIGTERM: how long ``/readyz`` says no while the ports still accept, so that balancers see it in time."""
     drain_s: float = Field(30.0, ge=0)
-    """How long running requests may take after SIGTERM."""
+    """How long running requests may take after that; also those of a worker that a reload replaces."""
 
 
 class Memory(Section):

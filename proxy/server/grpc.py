@@ -23,6 +23,7 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.http import RequestObserver
+from proxy.server.leaving import SETTLE_S, let_nobody_in, listening_on
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, can_carry, lines_of, metadata_of
 
 # isort: split
@@ -71,6 +72,10 @@ class GrpcFront:
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give running ones *grace_s* seconds, then cancel them."""
         ports, self._ports = self._ports, []
+        for listener in listening_on({int(port.address.rpartition(":")[2]) for port in ports}):
+            with listener:
+                let_nobody_in(listener)
+        await asyncio.sleep(SETTLE_S)
         await asyncio.gather(*(port.stop(grace_s) for port in ports))
         await self._tasks.wait_done(grace_s)
 

@@ -6,6 +6,8 @@ per request, which the observer gets when the last byte is out, however the requ
 """
 
 import asyncio
+import socket
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.intake import Intake, wants_websocket
+from proxy.server.leaving import SETTLE_S, let_nobody_in
 from proxy.server.websocket import Bridge
 from proxy.server.wire import Written, abort, write_answer
 
@@ -180,6 +183,7 @@ class DataServer(web.Server):
             return await front.handle(raw, intake)
 
         super().__init__(handle, handler_cancellation=True)
+        self.open = 0
         self._front = front
         self._protocol_options: dict[str, Any] = {
             "auto_decompress": False,
@@ -190,26 +194,78 @@ class DataServer(web.Server):
             "access_log": None,
         }
 
+    @property
+    def has_all_asked(self) -> bool:
+        """Whether every connection has brought a request by now."""
+        return all(connection.has_asked for connection in self.connections if isinstance(connection, _Connection))
+
     def __call__(self) -> RequestHandler:
         """One connection."""
         return _Connection(self, self._front, **self._protocol_options)
 
 
+class HttpPort:
+    """A data port of one worker, until ``close`` and then ``end``."""
+
+    def __init__(self, server: DataServer, runner: web.ServerRunner, listener: socket.socket) -> None:
+        self._server = server
+        self._runner = runner
+        self._listener = listener
+
+    async def close(self, *, is_shared: bool) -> None:
+        """Accept no more; *is_shared*: others go on with the same socket, so nobody is lost who is not yet accepted."""
+        if not is_shared:
+            let_nobody_in(self._listener)
+            await asyncio.sleep(SETTLE_S)
+        for site in tuple(self._runner.sites):
+            await site.stop()
+
+    async def end(self, within_s: float) -> None:
+        """Close idle connections; let running requests end, for at most *within_s* seconds, and their answers leave."""
+        # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
+        await _until(lambda: self._server.has_all_asked, _FIRST_REQUEST_S)
+        await self._runner.cleanup()
+        await _until(lambda: self._server.open == 0, within_s)
+
+
+async def _until(condition: Callable[[], bool], limit_s: float) -> None:
+    ends_s = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < ends_s:  # noqa: ASYNC110  once in a process's life
+        await asyncio.sleep(_LOOK_S)
+
+
+_FIRST_REQUEST_S = 1.0
+_LOOK_S = 0.01
+
+
 class _Connection(RequestHandler):
     """aiohttp's connection with our text for what its parser refuses."""
 
-    __slots__ = ("_body", "_front")
+    __slots__ = ("_body", "_front", "_server", "has_asked")
 
     def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._server = server
         self._front = front
         self._body: StreamReader = EMPTY_PAYLOAD
+        self.has_asked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self._server.open += 1
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop, when everything that was written has left or cannot."""
+        self._server.open -= 1
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         super().data_received(data)
         if not self._messages:
             return
+        self.has_asked = True
         message, body = self._messages[-1]
         if not isinstance(message, _ErrInfo):
             self._body = body

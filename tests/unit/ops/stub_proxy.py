@@ -12,14 +12,11 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from proxy.core.listening import Port
 from proxy.core.outcome import CacheState, Outcome
 from proxy.ops.processes.channel import WorkerControl
 from proxy.settings import Settings
-
-ROOT = Path(__file__).parents[3]
 
 
 async def serve(
@@ -85,7 +82,7 @@ def run(environ: Mapping[str, str]) -> None:
     writer = configure(settings.log, "supervisor")
 
     async def supervise() -> None:
-        command = [sys.executable, str(Path(__file__)), "worker"]
+        command = [sys.executable, "-m", "tests.unit.ops.stub_proxy", "worker"]
         await Supervisor(settings, config_folder(environ), worker_command=command, environ=environ).run()
 
     asyncio.run(supervise())
@@ -93,7 +90,6 @@ def run(environ: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     if sys.argv[1] == "worker":
         from proxy.ops.processes.worker import main
 

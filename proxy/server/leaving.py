@@ -1,0 +1,75 @@
+"""
+How a port is given up without breaking connections that a client takes for open.
+
+The kernel shakes hands by itself and queues what nobody has accepted yet; when a listening socket is closed, it resets
+the queue and every handshake under way. So nothing new is let in first, then the queue is emptied, then it is closed.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Collection
+from pathlib import Path
+
+SETTLE_S = 0.25
+"""For handshakes under way to end, at any round trip up to this, and for the queue to be emptied."""
+
+_SO_ATTACH_FILTER = 26  # Linux, asm-generic/socket.h; Python has no name for it
+_SO_ACCEPTCONN = 30
+# Classic BPF over the TCP header: a SYN without ACK is dropped, as if it had been lost. The client's kernel sends it
+# again after a second; by then the port is another worker's, or refuses.
+_LOAD_FLAGS, _MASK, _IF_EQUAL, _RETURN = 0x30, 0x54, 0x15, 0x06  # ldb [k], and #k, jeq #k, ret #k
+_SYN, _SYN_ACK, _FLAGS_AT, _ALL = 0x02, 0x12, 13, 0x40000
+_DROP_SYN = (
+    (_LOAD_FLAGS, 0, 0, _FLAGS_AT),
+    (_MASK, 0, 0, _SYN_ACK),
+    (_IF_EQUAL, 0, 1, _SYN),
+    (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, _ALL),
+)
+
+
+def let_nobody_in(listener: socket.socket) -> None:
+    """No new handshake begins on *listener*; those under way end, and what is queued can be accepted."""
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_SYN)
+    kept = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(kept))
+    # Elsewhere than on Linux, or where it is forbidden, a handshake in these milliseconds is reset.
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def listening_on(ports: Collection[int]) -> list[socket.socket]:
+    """Sockets of this process that listen on *ports*, as copies to be closed: for a library that keeps its own."""
+    own = Path("/proc/self/fd")
+    copies = [_copy(int(path.name)) for path in own.iterdir()] if own.is_dir() else []
+    found = []
+    for copy in (copy for copy in copies if copy is not None):
+        if _listens(copy) and copy.getsockname()[1] in ports:
+            found.append(copy)
+        else:
+            copy.close()
+    return found
+
+
+def _copy(number: int) -> socket.socket | None:
+    """The open file of this *number* as a socket of our own; None for what is none."""
+    try:
+        copy = os.dup(number)
+    except OSError:  # gone meanwhile
+        return None
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+
+
+def _listens(one: socket.socket) -> bool:
+    try:
+        is_tcp = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM
+        return is_tcp and bool(one.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN))
+    except OSError:
+        return False
