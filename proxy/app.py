@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from aiohttp import http_parser, web
+from aiohttp import http_parser
 
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
@@ -312,16 +312,14 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
         header_lines=settings.limits.header_lines,
         keepalive_s=settings.limits.keepalive_s,
     )
-    runner = web.ServerRunner(server, shutdown_timeout=settings.limits.drain_s)
-    await runner.setup()
     if listener is None:
         listener = socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((port.host, port.number))
-    context = _ssl_context(settings) if port.protocol == "https" else None
-    await web.SockSite(runner, listener, backlog=1024, ssl_context=context).start()
-    return HttpPort(server, runner, listener)
+    served = HttpPort(server, drain_s=settings.limits.drain_s)
+    await served.open(listener, _ssl_context(settings) if port.protocol == "https" else None)
+    return served
 
 
 async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, ports: Sequence[Port]) -> "list[GrpcFront]":

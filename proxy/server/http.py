@@ -7,6 +7,7 @@ per request, which the observer gets when the last byte is out, however the requ
 
 import asyncio
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import Callable
@@ -204,28 +205,36 @@ class DataServer(web.Server):
         return _Connection(self, self._front, **self._protocol_options)
 
 
-class HttpPort:
-    """A data port of one worker, until ``close`` and then ``end``."""
+class HttpPort(web.ServerRunner):
+    """A data port of one worker, until ``close`` and then ``end``; or ``cleanup``, which takes no care."""
 
-    def __init__(self, server: DataServer, runner: web.ServerRunner, listener: socket.socket) -> None:
-        self._server = server
-        self._runner = runner
+    __slots__ = ("_data_server", "_listener")
+
+    def __init__(self, server: DataServer, *, drain_s: float) -> None:
+        super().__init__(server, shutdown_timeout=drain_s)
+        self._data_server = server
+        self._listener: socket.socket | None = None
+
+    async def open(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Accept on *listener*, which is bound."""
+        await self.setup()
+        await web.SockSite(self, listener, backlog=_BACKLOG, ssl_context=context).start()
         self._listener = listener
 
     async def close(self, *, is_shared: bool) -> None:
         """Accept no more; *is_shared*: others go on with the same socket, so nobody is lost who is not yet accepted."""
-        if not is_shared:
+        if not is_shared and self._listener is not None:
             let_nobody_in(self._listener)
             await asyncio.sleep(SETTLE_S)
-        for site in tuple(self._runner.sites):
+        for site in self.sites:
             await site.stop()
 
     async def end(self, within_s: float) -> None:
         """Close idle connections; let running requests end, for at most *within_s* seconds, and their answers leave."""
         # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
-        await _until(lambda: self._server.has_all_asked, _FIRST_REQUEST_S)
-        await self._runner.cleanup()
-        await _until(lambda: self._server.open == 0, within_s)
+        await _until(lambda: self._data_server.has_all_asked, _FIRST_REQUEST_S)
+        await self.cleanup()
+        await _until(lambda: self._data_server.open == 0, within_s)
 
 
 async def _until(condition: Callable[[], bool], limit_s: float) -> None:
@@ -234,6 +243,7 @@ async def _until(condition: Callable[[], bool], limit_s: float) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
+_BACKLOG = 1024
 _FIRST_REQUEST_S = 1.0
 _LOOK_S = 0.01
 

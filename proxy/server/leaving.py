@@ -44,12 +44,13 @@ def let_nobody_in(listener: socket.socket) -> None:
 def listening_on(ports: Collection[int]) -> list[socket.socket]:
     """Sockets of this process that listen on *ports*, as copies to be closed: for a library that keeps its own."""
     own = Path("/proc/self/fd")
-    copies = [_copy(int(path.name)) for path in own.iterdir()] if own.is_dir() else []
-    found = []
-    for copy in (copy for copy in copies if copy is not None):
-        if _listens(copy) and copy.getsockname()[1] in ports:
+    found: list[socket.socket] = []
+    for number in [int(path.name) for path in own.iterdir()] if own.is_dir() else []:
+        # A number on the list may have been the list's own, and now be that of a copy.
+        copy = _copy(number) if all(number != known.fileno() for known in found) else None
+        if copy is not None and _listens(copy) and copy.getsockname()[1] in ports:
             found.append(copy)
-        else:
+        elif copy is not None:
             copy.close()
     return found
 

@@ -1,7 +1,8 @@
 """
 Load for the tests of restarts: every kind of call that a restart could break, over a balancer that heeds ``/readyz``.
 
-In turn: hits and misses over kept connections, hits over a connection each, streams that take a while, gRPC calls.
+In turn: hits and misses over kept connections, hits over a connection each, streams that take a while, gRPC calls;
+on demand also gRPC calls over a connection each (``dial``).
 """
 
 import asyncio
@@ -29,7 +30,8 @@ METHOD = "/restarts.Test/Echo"
 CHAT = "/compatible-mode/v1/chat/completions"
 _CHAT_BODY = orjson.dumps({"model": "qwen-plus", "stream": True, "messages": [{"role": "user", "content": "hello"}]})
 _STREAM_ENDS = b"data: [DONE]\n\n"
-_KINDS = ("hit", "miss", "alone", "stream", "call")
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+KINDS = ("hit", "miss", "alone", "stream", "call")
 
 
 class EchoVendor:
@@ -71,6 +73,7 @@ class Replica:
 
     http_url: str
     admin_url: str
+    grpc_address: str
     channel: grpc.aio.Channel
     is_ready: bool = False
 
@@ -81,15 +84,13 @@ class Balancer:
 
     replicas: list[Replica] = field(default_factory=list)
     texts: list[str] = field(default_factory=lambda: [f"restart {number} 已知" for number in range(20)])
-    kinds: tuple[str, ...] = _KINDS
+    kinds: tuple[str, ...] = KINDS
 
     async def __aenter__(self) -> Self:
         self._turns = itertools.count()
         self._new = itertools.count()
         self._kept = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=HEADERS)
-        self._alone = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), headers=HEADERS
-        )
+        self._alone = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), headers=HEADERS)
         self._looking = asyncio.ensure_future(self._look())
         return self
 
@@ -105,7 +106,8 @@ class Balancer:
 
     async def add(self, proxy: ProxyProcess) -> Replica:
         """Send to *proxy* too, once it is ready."""
-        replica = Replica(proxy.http_url, proxy.admin_url, grpc.aio.insecure_channel(proxy.grpc_address))
+        address = proxy.grpc_address
+        replica = Replica(proxy.http_url, proxy.admin_url, address, grpc.aio.insecure_channel(address))
         self.replicas.append(replica)
         await wait_until(lambda: replica.is_ready, 10.0, "the balancer to see a replica")
         return replica
@@ -133,6 +135,10 @@ class Balancer:
             message = b"%d" % index
             answer = await self._next().channel.unary_unary(METHOD)(message, timeout=20)
             return Outcome(correct=answer == message)
+        if kind == "dial":
+            address, message = self._next().grpc_address, b"%d" % index
+            async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
+                return Outcome(correct=await channel.unary_unary(METHOD)(message, timeout=20) == message)
         if kind == "stream":
             return await self._stream()
         text = f"restart new {next(self._new)}" if kind == "miss" else self.texts[index % len(self.texts)]
@@ -149,6 +155,16 @@ class Balancer:
             body = await response.read()
         error = f"HTTP {response.status}" if response.status != 200 else None
         return Outcome(body.endswith(_STREAM_ENDS), error)
+
+    @staticmethod
+    async def passed(proxy: ProxyProcess) -> str:
+        """What *proxy* says in Cache-Status of a request that is not its to cache; empty if nothing."""
+        async with (
+            aiohttp.ClientSession(headers=HEADERS) as session,
+            session.post(proxy.http_url + CHAT, data=_CHAT_BODY) as response,
+        ):
+            await response.read()
+            return response.headers.get("Cache-Status", "")
 
     def _next(self) -> Replica:
         # None ready is what must not be; then the first one gets it, and what comes of it is counted.

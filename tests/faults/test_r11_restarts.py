@@ -9,15 +9,18 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.restart_load import Balancer, EchoVendor
+from tests.faults.restart_load import KINDS, Balancer, EchoVendor
+from tests.faults.workload import HEADERS, PATH, question
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
+from tests.support.raw_client import RawClient, RawResponse
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim
@@ -94,13 +97,22 @@ async def test_many_rolling_restarts_are_not_noticed(
     await rolling(slow_sim, vendor, redis_server, rate=200.0, rounds=8)
 
 
-async def reloading(sim: ProcessSim, vendor: EchoVendor, redis: RedisServer, tmp: Path, rate: float, times: int) -> None:
+async def reloading(
+    sim: ProcessSim,
+    vendor: EchoVendor,
+    redis: RedisServer,
+    tmp: Path,
+    *,
+    rate: float,
+    times: int,
+    kinds: tuple[str, ...] = KINDS,
+) -> None:
     file = tmp / "mine.toml"
     file.write_text("cache_status_on_pass = false\n")
     made = options(sim, vendor, redis, DASHCACHE_CONFIG=str(file))
     async with contextlib.AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(ProxyProcess(**made))
-        balancer = await stack.enter_async_context(Balancer())
+        balancer = await stack.enter_async_context(Balancer(kinds=kinds))
         await balancer.add(proxy)
         await balancer.warm_up()
         await asyncio.to_thread(proxy.mode, "on", reason="to be kept")
@@ -115,6 +127,7 @@ async def reloading(sim: ProcessSim, vendor: EchoVendor, redis: RedisServer, tmp
         assert running.report.errors == {}, running.report.summary()
         assert running.report.correct == running.report.count > 0
         print(running.report.summary())
+        assert (await Balancer.passed(proxy)).startswith("dashcache; fwd=bypass") == bool(times % 2)
         assert [rule["reason"] for rule in proxy.modes()["rules"] if rule["source"] == "switched"] == ["to be kept"]
 
 
@@ -130,3 +143,113 @@ async def test_many_reloads_under_load_are_not_noticed(
     slow_sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     await reloading(slow_sim, vendor, redis_server, tmp_path, rate=200.0, times=12)
+
+
+@pytest.mark.parametrize("kinds", [("alone",), ("dial",)])
+async def test_new_connections_are_not_lost_by_a_reload(
+    slow_sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer, tmp_path: Path, kinds: tuple[str, ...]
+) -> None:
+    """Somebody is always in the queue of a worker that stops listening, or shaking hands with it."""
+    await reloading(slow_sim, vendor, redis_server, tmp_path, rate=200.0, times=1, kinds=kinds)
+
+
+async def test_readiness_fails_while_everything_is_still_answered(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = options(sim, vendor, redis_server, DASHCACHE_LIMITS_NOTICE_S="60")
+    async with ProxyProcess(**made) as proxy, Balancer() as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        kept, unused = await RawClient.connect(proxy.http_url), await RawClient.connect(proxy.http_url)
+        assert (await post(kept, balancer.texts[0])).header("Connection") is None
+        send_signal(proxy.pid, signal.SIGTERM)
+        await wait_until(lambda: not proxy.ready(), 10.0, "readiness to fail")
+        assert proxy.admin("GET", "/healthz").status == 200
+        for client in (kept, unused, await RawClient.connect(proxy.http_url)):
+            answer = await post(client, balancer.texts[1])
+            assert (answer.status, answer.header("Connection")) == (200, b"close")
+            assert await client.read_until_closed() == b""
+            assert not client.was_reset
+            await client.close()
+        assert (await balancer.call(4)).correct  # a gRPC call
+        send_signal(proxy.pid, signal.SIGTERM)  # nobody balances here: do not wait for the notice
+        assert await asyncio.to_thread(proxy.stop) == 0
+
+
+async def test_who_was_let_in_and_has_not_asked_yet_is_answered(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = options(sim, vendor, redis_server, DASHCACHE_LIMITS_NOTICE_S="0")
+    async with ProxyProcess(**made) as proxy, Balancer() as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        idle, fresh = await RawClient.connect(proxy.http_url), await RawClient.connect(proxy.http_url)
+        assert (await post(idle, balancer.texts[0])).status == 200
+        # Under way when the ports close: it ends well.
+        sim.configure(frame_delay_ms=300.0)
+        seen = len(sim.requests)
+        slow = asyncio.ensure_future(balancer.call(3))
+        await wait_until(lambda: len(sim.requests) > seen, 5.0, "the stream to begin")
+        send_signal(proxy.pid, signal.SIGTERM)
+        await wait_until(lambda: is_refused(proxy), 5.0, "the port to be closed")
+        answer = await post(fresh, balancer.texts[0])
+        assert (answer.status, answer.header("Connection")) == (200, b"close")
+        assert await idle.read_until_closed() == b""
+        assert not idle.was_reset
+        assert (await slow).correct
+        assert await asyncio.to_thread(proxy.stop) == 0
+        for client in (idle, fresh):
+            await client.close()
+
+
+async def test_a_killed_worker_takes_only_its_own_connections_along(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = options(sim, vendor, redis_server)
+    async with ProxyProcess(**made) as proxy, Balancer(kinds=("alone",)) as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        kept = [await RawClient.connect(proxy.http_url) for _ in range(40)]
+        for client in kept:
+            assert (await post(client, balancer.texts[0])).status == 200
+        async with balancer.running(200.0, 4.0) as running:
+            await running.until(1.0)
+            killed_s = running.now_s
+            os.kill(proxy.worker_pids()[0], signal.SIGKILL)
+            await asyncio.to_thread(proxy.wait_log, "worker_ended")
+            gone = [client for client in kept if await is_over(client)]
+            left = [client for client in kept if client not in gone]
+            for client in left:
+                assert (await post(client, balancer.texts[1])).status == 200
+        assert gone
+        assert left
+        failed = [sample for sample in running.report.samples if sample.outcome.error]
+        # What was with it at that moment; new connections wait for its successor, or are the other's.
+        assert all(killed_s - 0.2 <= sample.planned_s <= killed_s + 0.2 for sample in failed), running.report.summary()
+        assert len(failed) <= 5, running.report.summary()
+        print(len(gone), running.report.summary())
+        for client in kept:
+            await client.close()
+
+
+async def post(client: RawClient, text: str) -> RawResponse:
+    fields = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    return await client.request("POST", PATH, fields, question(text))
+
+
+async def is_over(client: RawClient) -> bool:
+    """Whether the other side has ended the connection by now."""
+    try:
+        return await client.read_until_closed(timeout=0.05) == b""
+    except TimeoutError:
+        return False
+
+
+def is_refused(proxy: ProxyProcess) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", proxy.http_port), timeout=0.05).close()
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:  # a knock that is dropped, so that nobody is left in the queue
+        return False
+    return False

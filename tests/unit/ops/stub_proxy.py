@@ -2,7 +2,8 @@
 The supervisor with a worker that only says who and how it is: for tests of processes, without the data path.
 
 Each connection sends one word and gets one JSON line: ``who`` (process and mode), ``crash``, ``observe`` (counts one
-request), ``hold`` (answers only when the supervisor asks to drain), ``hang`` (stops the loop for good).
+request), ``hold`` (answers only when the supervisor asks to drain), ``hang`` (stops the loop for good). With certain
+settings it dies before it serves.
 """
 
 import asyncio
@@ -18,6 +19,9 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.ops.processes.channel import WorkerControl
 from proxy.settings import Settings
 
+ALL_DIE = 999
+"""As ``limits.header_lines``: no worker comes to serve; 1,000 and a number: that worker does not."""
+
 
 async def serve(
     settings: Settings,
@@ -29,6 +33,8 @@ async def serve(
     from proxy.ops.telemetry.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
 
     observer = Observer.of(settings)
+    if settings.limits.header_lines in (ALL_DIE, 1_000 + control.number):
+        sys.exit(3)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         word = (await reader.readline()).strip().decode()
@@ -53,6 +59,7 @@ async def serve(
             "secret": secret.decode(),
             "redis": redis_url,
             "environ": sorted(os.environ),
+            "header_lines": settings.limits.header_lines,
         }
         writer.write(json.dumps(told).encode() + b"\n")
         await writer.drain()
