@@ -153,6 +153,48 @@ async def test_new_connections_are_not_lost_by_a_reload(
     await reloading(slow_sim, vendor, redis_server, tmp_path, rate=200.0, times=1, kinds=kinds)
 
 
+async def test_who_waits_in_the_queue_of_a_worker_is_answered_by_its_successor(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = {**options(sim, vendor, redis_server), "workers": 1}
+    async with ProxyProcess(**made) as proxy, Balancer() as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        (old,) = proxy.worker_pids()
+        send_signal(old, signal.SIGSTOP)
+        clients = [await RawClient.connect(proxy.http_url) for _ in range(20)]
+        asked = [asyncio.ensure_future(post(client, balancer.texts[0])) for client in clients]
+        answer = await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})
+        assert answer.status == 200, answer.body
+        assert [(await one).status for one in asked] == [200] * 20
+        send_signal(old, signal.SIGCONT)
+        for client in clients:
+            await client.close()
+
+
+async def test_kept_connections_of_a_replaced_worker_may_bring_one_more_request(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = {**options(sim, vendor, redis_server), "workers": 1}
+    async with ProxyProcess(**made) as proxy, Balancer() as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        (old,) = proxy.worker_pids()
+        clients = [await RawClient.connect(proxy.http_url) for _ in range(20)]
+        for client in clients:
+            assert (await post(client, balancer.texts[0])).status == 200
+        answer = await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})
+        assert answer.status == 200, answer.body
+        answers = [await post(client, balancer.texts[0]) for client in clients[1:]]
+        assert [answer.status for answer in answers] == [200] * 19
+        assert answers[-1].header("Connection") == b"close"
+        assert await clients[0].read_until_closed() == b""  # in the end those too that brought none
+        assert not clients[0].was_reset
+        await wait_until(lambda: old not in proxy.worker_pids(), 10.0, "the old worker to end")
+        for client in clients:
+            await client.close()
+
+
 async def test_readiness_fails_while_everything_is_still_answered(
     sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
 ) -> None:
