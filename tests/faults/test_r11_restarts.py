@@ -14,7 +14,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tests.faults.restart_load import KINDS, Balancer, EchoVendor
 from tests.faults.workload import HEADERS, PATH, question
@@ -193,6 +196,33 @@ async def test_kept_connections_of_a_replaced_worker_may_bring_one_more_request(
         await wait_until(lambda: old not in proxy.worker_pids(), 10.0, "the old worker to end")
         for client in clients:
             await client.close()
+
+
+async def test_a_websocket_outlives_a_reload_until_draining_ends(redis_server: RedisServer) -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(message.data)
+        return socket
+
+    application = web.Application()
+    application.router.add_get("/", echo)
+    async with (
+        TestServer(application) as server,
+        ProxyProcess(
+            dashscope_url=f"http://127.0.0.1:{server.port}",
+            redis_url=redis_server.url,
+            env={"DASHCACHE_LIMITS_DRAIN_S": "2"},
+        ) as proxy,
+        aiohttp.ClientSession() as session,
+        session.ws_connect(proxy.http_url + "/") as line,
+    ):
+        assert (await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})).status == 200
+        await line.send_str("still there?")
+        assert (await line.receive(5)).data == "still there?"
+        told = await line.receive(10)
+        assert (told.type, told.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY)
 
 
 async def test_readiness_fails_while_everything_is_still_answered(
