@@ -7,6 +7,7 @@ and purges, the admin listener. Open ``Supervisor._start`` for the way up; the e
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -216,21 +217,16 @@ class Supervisor:
     ) -> None:
         held = tuple(reserved.port for reserved in ports)
 
-        def hello_with(settings: Settings) -> Callable[[int], Hello]:
-            told = msgspec.Raw(settings_to_json(settings))
+        def hello(settings: msgspec.Raw, number: int) -> Hello:
+            rules, marks = book.held.rules, purges.held.marks
+            return Hello(number, self.state.wanted, settings, held, secret, redis_url, rules, marks)
 
-            def hello(number: int) -> Hello:
-                rules, marks = book.held.rules, purges.held.marks
-                return Hello(number, self.state.wanted, told, held, secret, redis_url, rules, marks)
-
-            return hello
-
-        self._hello_with = hello_with
+        self._hello_with = lambda settings: functools.partial(hello, msgspec.Raw(settings_to_json(settings)))
         workers = Workers(
             self.state.wanted,
             self._worker_command,
             {**child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
-            hello=hello_with(self._settings),
+            hello=self._hello_with(self._settings),
             changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
             died=metrics.worker_died,
             drain_s=self._settings.limits.drain_s,
