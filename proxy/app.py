@@ -190,7 +190,7 @@ async def built(
         request_id=lambda: str(uuid.uuid4()),
         clock=clock,
     )
-    bridge = Bridge(over_http)
+    bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
     front = Front(
         flow=flow,
         bridge=bridge,

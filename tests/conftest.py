@@ -10,7 +10,6 @@ from hypothesis import settings
 
 from tests.support.redis_server import RedisServer
 
-
 # A slow machine is no failure; pytest-timeout ends what hangs.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

@@ -48,6 +48,7 @@ class Generations:
         self._journal = journal
         self._wall = wall
         self._set_ms: OrderedDict[Scope, int] = OrderedDict()
+        self._told_ms: dict[Scope, int] = {}  # by the clock: the times of tokens run ahead of it
         self._floor_ms = 0
         self._last_ms = 0
         self._writing: dict[Scope, int] = {}
@@ -71,7 +72,7 @@ class Generations:
         Redis has holds for this, which it can lose.
         """
         time_ms = int(self._wall() * 1000) if at_ms is None else at_ms
-        return any(0 <= time_ms - self._set_ms.get(scope, time_ms + 1) < settle_ms for scope in scopes)
+        return any(0 <= time_ms - self._told_ms.get(scope, time_ms + 1) < settle_ms for scope in scopes)
 
     def begin(self, scopes: Collection[Scope]) -> None:
         """
@@ -96,10 +97,12 @@ class Generations:
             floor_ms = max(floor_ms, ahead_ms + 1)
             self._last_ms = max(self._last_ms, ahead_ms)
         self._set_ms[scope] = floor_ms
+        self._told_ms[scope] = int(self._wall() * 1000)
         if self._untold.get(scope, time_ms) < time_ms:
             del self._untold[scope]
         if len(self._set_ms) > _MAX_REMEMBERED:
-            _, oldest_ms = self._set_ms.popitem(last=False)
+            oldest, oldest_ms = self._set_ms.popitem(last=False)
+            del self._told_ms[oldest]
             self._floor_ms = max(self._floor_ms, oldest_ms)
         self._close([scope])
 

@@ -106,7 +106,7 @@ class Front:
             return await self._write(raw, answer, outcome)
         request = intake.request(raw)
         outcome.upstream = request.upstream
-        if wants_websocket(raw):
+        if wants_websocket(raw) and self._bridge.serves(request.upstream):
             outcome.operation = "websocket"
             bridged = await self._bridge.run(raw, request, outcome)
             if isinstance(bridged, web.StreamResponse):

@@ -26,11 +26,20 @@ Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 class Bridge:
-    """Bridges WebSocket requests to their upstreams."""
+    """
+    Bridges WebSocket requests to the upstreams in *transports*.
+
+    To others an upgrade is not offered; the request is served as plain HTTP (RFC 9110 §7.8): what is bridged is seen
+    by nobody, and so could change something unnoticed.
+    """
 
     def __init__(self, transports: Mapping[str, HttpTransport]) -> None:
         self._transports = transports
         self._open: set[tuple[Side, Side]] = set()
+
+    def serves(self, upstream: str) -> bool:
+        """Whether *upstream* is one to bridge to."""
+        return upstream in self._transports
 
     async def run(self, raw: web.BaseRequest, request: Request, outcome: Outcome) -> web.StreamResponse | Answer:
         """

@@ -1,6 +1,7 @@
 """C1, C2, C4, C9, C11, C12: reads and writes that cross each other, over both protocols, replicas and credentials."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -115,6 +116,31 @@ async def test_c2_what_is_acknowledged_but_not_visible_is_not_frozen_in(
         assert {answer.version for _, answer in seen} == {1, 2}
 
 
+async def test_c2_what_was_asked_while_a_write_settled_is_not_kept_when_it_has(
+    vendor: Vendor, clients: Clients, redis_server: RedisServer
+) -> None:
+    """The vendor answers with the old state, and takes longer for it than the write takes to settle."""
+    settle_s = 0.8
+    env = {**CALM, "DASHCACHE_VECTOR_SETTLE_S": str(settle_s)}
+    async with rig(vendor, clients, redis_server, env=env) as made:
+        name = vendor.create()
+        read, doors = Call("query_doc", name), made.doors()
+        await all_warm(doors, [read], version=1)
+        with vendor.sim.hold_visibility(name) as invisible, vendor.holding("answer", "query_doc", name) as held:
+            started_s = time.monotonic()
+            assert (await made.door("http").ask(Call("upsert_doc", name, version=2))).is_success
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(door.ask(read)) for door in doors]
+                await held.wait_arrived(len(doors))
+                if time.monotonic() - started_s > settle_s:
+                    pytest.skip("the machine is too busy: the time for settling was over before everything was asked")
+                await made.settled()
+                invisible.release()
+                held.release()
+        assert {task.result().version for task in asked} == {1}
+        await all_warm(doors, [read], version=2)
+
+
 @pytest.mark.parametrize("writing", PROTOCOLS)
 @pytest.mark.parametrize("token", [ANN, BOB])
 async def test_c4_a_write_through_one_replica_reaches_the_other(pair: Rig, writing: Protocol, token: str) -> None:
@@ -205,3 +231,22 @@ async def test_c12_a_dropped_and_remade_collection_does_not_mix_with_its_predece
             described = await door.ask(Call("describe_collection", name))
             now = await pair.direct(door.protocol).ask(Call("describe_collection", name))
             assert described.output == now.output
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_c12_a_collection_dropped_past_the_proxy_and_remade_through_it_has_no_past(
+    pair: Rig, protocol: Protocol
+) -> None:
+    name = pair.vendor.create()
+    doors, reads = (
+        pair.doors(),
+        [Call(operation, name) for operation in ("query_doc", "fetch_doc", "describe_collection")],
+    )
+    await all_warm(doors, reads)
+    pair.vendor.sim.store.delete(name)
+    remade = await pair.door(protocol, BOB, 1).ask(Call("create_collection", name, dimension=3))
+    assert remade.is_success
+    for door, read in itertools.product(doors, reads):
+        answer, now = await door.ask(read), await pair.direct(door.protocol).ask(read)
+        assert not answer.versions, "nothing has been written in this life"
+        assert (answer.code, answer.output) == (now.code, now.output)

@@ -82,11 +82,11 @@ def test_what_runs_inside_dies_with_its_starter() -> None:
     ("environ", "outcome"),
     [
         ({}, "skip"),
-        ({"CI": "", "DASHCACHE_REQUIRE_NAMESPACE": "0"}, "skip"),
+        ({"CI": "", "TESTS_REQUIRE_NAMESPACE": "0"}, "skip"),
         ({"CI": "false"}, "skip"),
         ({"CI": "true"}, "fail"),
-        ({"DASHCACHE_REQUIRE_NAMESPACE": "1"}, "fail"),
-        ({"DASHCACHE_REQUIRE_NAMESPACE": "1", "CI": "false"}, "fail"),
+        ({"TESTS_REQUIRE_NAMESPACE": "1"}, "fail"),
+        ({"TESTS_REQUIRE_NAMESPACE": "1", "CI": "false"}, "fail"),
     ],
 )
 def test_without_namespaces_it_says_loudly_that_nothing_was_shown_and_ci_does_not_take_that(

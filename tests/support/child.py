@@ -19,7 +19,9 @@ from tests.support.waiting import wait_until_sync
 # A launcher instead of preexec_fn: the latter runs between fork and exec, where threads of ours may hold locks (and
 # from Python 3.12 on it warns). PR_SET_PDEATHSIG (1) survives exec. The parent may be gone before the call: look again.
 _LAUNCHER = """
-import ctypes, os, sys
+import ctypes, os, signal, sys
+for number in (signal.SIGHUP, signal.SIGINT):  # whoever runs the tests in the background has them ignored
+    signal.signal(number, signal.SIG_DFL)
 parent, death_signal = int(sys.argv[1]), int(sys.argv[2])
 ctypes.CDLL(None, use_errno=True).prctl(1, death_signal, 0, 0, 0)
 if os.getppid() != parent:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-STRICT_VARIABLES: Final = ("DASHCACHE_REQUIRE_NAMESPACE", "CI")
+STRICT_VARIABLES: Final = ("TESTS_REQUIRE_NAMESPACE", "CI")
 """Where one of them is set, namespaces that cannot be had are a failure."""
 
 HOSTS: Final = Path("/etc/hosts")

@@ -92,6 +92,22 @@ def test_what_is_forgotten_is_not_believed(monkeypatch):
     assert process.stands(b"0", process.new_token())
 
 
+def test_a_write_settles_by_the_clock_however_far_its_token_runs_ahead():
+    clock = FakeClock()
+    process, ahead = made(clock=clock), made(clock=FakeClock(wall_unix_s=clock.wall() + 60))
+    assert not process.settles((ONE,), 2_000)
+    for _ in range(50):  # in one millisecond
+        process.new_token()
+    for replaced in (None, ahead.new_token()):
+        process.told(ONE, process.new_token(), replaced)
+        assert process.settles((TWO, ONE), 2_000)
+        assert not process.settles((TWO,), 2_000)
+        clock.advance(1.999)
+        assert process.settles((ONE,), 2_000)
+        clock.advance(0.002)
+        assert not process.settles((ONE,), 2_000)
+
+
 # --- told and untold --------------------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,8 @@ class Process:
         self.store = store or Store()
         self.redis, self.told = GuardedRedis(self.store), Told()
         self.tasks = Tasks(self.told.faults.append)
-        self.generations = Generations(journal or Journal(None), (clock or FakeClock()).wall)
+        self.clock = clock or FakeClock()
+        self.generations = Generations(journal or Journal(None), self.wall)
         self.tier = VoidableTier(
             self.redis if redis else None,  # type: ignore[arg-type]
             CODEC,
@@ -76,6 +77,15 @@ class Process:
             max_pending_stores=max_pending,
         )
 
+    def wall(self) -> float:
+        """Redis' time passes here too, whatever date was set."""
+        return self.clock.wall() + self.store.now_ms / 1000
+
+    def entry(self, mark: str, tokens: tuple[bytes, ...] | None) -> Entry:
+        """An answer with this mark that came just now."""
+        row = Row(b'{"request_id":\x04}', b"", b"", (), mark)
+        return Entry(row, int(self.wall() * 1000), 3_600_000, b"".join(tokens or ()))
+
     async def read(self, scopes: tuple[Scope, ...] = SCOPES, key: bytes = KEY) -> Found:
         return await self.tier.read([key], scopes)
 
@@ -86,7 +96,7 @@ class Process:
         return found
 
     async def keep(self, found: Found, mark: str = "a", scopes: tuple[Scope, ...] = SCOPES, key: bytes = KEY) -> None:
-        self.tier.fill({key: entry(mark, found.tokens)}, scopes, found.tokens)
+        self.tier.fill({key: self.entry(mark, found.tokens)}, scopes, found.tokens)
         await self.settled()
 
     async def settled(self) -> None:
@@ -97,11 +107,6 @@ class Process:
             pass
 
         await self.tier.writing(scopes, forward, announce=announce, counts=lambda _: counts)
-
-
-def entry(mark: str, tokens: tuple[bytes, ...] | None) -> Entry:
-    row = Row(b'{"request_id":\x04}', b"", b"", (), mark)
-    return Entry(row, 1_700_000_000_000, 3_600_000, b"".join(tokens or ()))
 
 
 def marks(found: Found) -> list[str]:
@@ -230,12 +235,12 @@ async def test_an_entry_under_other_tokens_is_a_miss():
     process = Process()
     found = await process.read()
     store = process.store
-    wrong = entry("old", tuple(reversed(found.tokens)))
+    wrong = process.entry("old", tuple(reversed(found.tokens)))
     store.entries[KEY] = CODEC.seal(KEY, wrong)
     assert not (await process.read()).entries
-    store.entries[KEY] = CODEC.seal(KEY, entry("old", None))
+    store.entries[KEY] = CODEC.seal(KEY, process.entry("old", None))
     assert not (await process.read()).entries
-    store.entries[KEY] = CODEC.seal(OTHER_KEY, entry("moved", found.tokens))
+    store.entries[KEY] = CODEC.seal(OTHER_KEY, process.entry("moved", found.tokens))
     assert not (await process.read()).entries
     assert process.told.rejected == 1
 
@@ -263,7 +268,7 @@ async def test_pending_stores_are_bounded_and_the_excess_is_counted():
     found = await process.read()
     gate = process.redis.gate("fill")
     for _ in range(5):
-        process.tier.fill({KEY: entry("a", found.tokens)}, SCOPES, found.tokens)
+        process.tier.fill({KEY: process.entry("a", found.tokens)}, SCOPES, found.tokens)
     await gate.wait_arrived(2)
     assert process.told.failed == 3
     gate.open()
