@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +33,7 @@ from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
 from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
 from proxy.server.intake import Intake
+from proxy.server.leaving import until
 from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.transport.http import HttpTransport
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
+
+_HANDSHAKE_S = 1.0
+"""For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
 
 _WEBSOCKET_SHARE = 0.9
 """Of the time for draining; the rest is for the closing handshake."""
@@ -114,19 +118,21 @@ async def _drain(
     worker: Worker, served: Sequence[HttpPort], calls: "Sequence[GrpcFront]", control: WorkerControl
 ) -> None:
     """Give up the ports without losing who is in them, and let what runs end."""
-    over = [worker.tasks.start(front.stop(control.drain_s)) for front in calls]
+    linger_s = control.linger_s
+    over = [worker.tasks.start(front.stop(control.drain_s, linger_s, lambda: control.is_hastened)) for front in calls]
     await asyncio.gather(*(port.close(is_shared=control.is_replaced) for port in served))
     # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything may.
     patience_s = control.drain_s * _WEBSOCKET_SHARE if control.is_replaced else 0.0
-    telling = worker.tasks.start(_later(worker.bridge.close, control.linger_s + patience_s))
-    await asyncio.sleep(control.linger_s)
+    telling = worker.tasks.start(_say_goodbye(worker.bridge, control, linger_s + patience_s))
+    await asyncio.sleep(min(linger_s, _HANDSHAKE_S))
+    await until(lambda: control.is_hastened or not any(port.connections for port in served), linger_s)
     await asyncio.gather(*(port.end(control.drain_s) for port in served), *over)
     telling.cancel()
 
 
-async def _later(work: Callable[[], Awaitable[None]], after_s: float) -> None:
-    await asyncio.sleep(after_s)
-    await work()
+async def _say_goodbye(bridge: Bridge, control: WorkerControl, after_s: float) -> None:
+    await until(lambda: control.is_hastened, after_s)
+    await bridge.close()
 
 
 @contextlib.asynccontextmanager
@@ -329,7 +335,9 @@ async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, port
         return []
     from proxy.server.grpc import GrpcFront  # noqa: PLC0415
 
-    front = GrpcFront(flow=flow, observer=observer, error_lines=error_lines)
+    front = GrpcFront(
+        flow=flow, observer=observer, error_lines=error_lines, connection_s=settings.limits.grpc_connection_s
+    )
     for port in wanted:
         await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
     return [front]

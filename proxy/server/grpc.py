@@ -23,7 +23,7 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.http import RequestObserver
-from proxy.server.leaving import SETTLE_S, let_nobody_in, listening_on
+from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, can_carry, lines_of, metadata_of
 
 # isort: split
@@ -48,12 +48,13 @@ class GrpcFront:
         error_lines: ErrorLines,
         max_streams: int = 256,
         min_ping_interval_s: float = 10.0,
+        connection_s: float = 30.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
         self._observer = observer
         self._error_lines = error_lines
-        self._options = _options(max_streams, min_ping_interval_s)
+        self._options = _options(max_streams, min_ping_interval_s, connection_s)
         self._clock = clock
         self._tasks = Tasks(observer.background_failed)
         self._ports: list[_Port] = []
@@ -69,13 +70,26 @@ class GrpcFront:
         self._tasks.start(port.keep(self._tasks, self._observer))
         return bound
 
-    async def stop(self, grace_s: float) -> None:
-        """Take no new calls, give running ones *grace_s* seconds, then cancel them."""
+    async def stop(
+        self, grace_s: float, linger_s: float = 0.0, is_hastened: Callable[[], bool] = lambda: False
+    ) -> None:
+        """
+        Take no new connections, then no new calls; give running ones *grace_s* seconds, then cancel them.
+
+        The library cancels a call that crosses its goodbye. At the end of a process nobody should call any more; where
+        others go on in its place, connections are left for *linger_s* to end by their age, which breaks no call.
+        """
         ports, self._ports = self._ports, []
-        for listener in listening_on({int(port.address.rpartition(":")[2]) for port in ports}):
-            with listener:
-                let_nobody_in(listener)
+        for port in ports:
+            port.leave()
+        numbers = {int(port.address.rpartition(":")[2]) for port in ports}
+        listeners = listening_on(numbers)
+        for listener in listeners:
+            let_nobody_in(listener.copy)
         await asyncio.sleep(SETTLE_S)
+        for listener in listeners:
+            take_away(listener)
+        await until(lambda: is_hastened() or connected_to(numbers) == 0, linger_s)
         await asyncio.gather(*(port.stop(grace_s) for port in ports))
         await self._tasks.wait_done(grace_s)
 
@@ -242,6 +256,10 @@ class _Port:
         finally:
             self._ended.discard(server)
 
+    def leave(self) -> None:
+        """From now on this port is not made anew."""
+        self._is_stopping = True
+
     async def stop(self, grace_s: float) -> None:
         """Let running calls end, for at most *grace_s* seconds."""
         self._is_stopping = True
@@ -293,7 +311,7 @@ def _code(error: ProxyError) -> int:
     return _CODES.get(error.status, _INVALID_ARGUMENT)
 
 
-def _options(max_streams: int, min_ping_interval_s: float) -> _Options:
+def _options(max_streams: int, min_ping_interval_s: float, connection_s: float) -> _Options:
     return (
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -301,6 +319,7 @@ def _options(max_streams: int, min_ping_interval_s: float) -> _Options:
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", max_streams),
+        ("grpc.max_connection_age_ms", int(connection_s * 1000)),
         # The vendor's SDK pings each minute. Left alone, the library hangs up on a client that does so between calls.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_interval_s * 1000)),

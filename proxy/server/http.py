@@ -8,7 +8,6 @@ per request, which the observer gets when the last byte is out, however the requ
 import asyncio
 import socket
 import ssl
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.intake import Intake, wants_websocket
-from proxy.server.leaving import SETTLE_S, let_nobody_in
+from proxy.server.leaving import SETTLE_S, let_nobody_in, until
 from proxy.server.websocket import Bridge
 from proxy.server.wire import Written, abort, write_answer
 
@@ -229,23 +228,21 @@ class HttpPort(web.ServerRunner):
         for site in self.sites:
             await site.stop()
 
+    @property
+    def connections(self) -> int:
+        """How many are open; TLS counts when the handshake is over."""
+        return self._data_server.open
+
     async def end(self, within_s: float) -> None:
         """Close idle connections; let running requests end, for at most *within_s* seconds, and their answers leave."""
         # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
-        await _until(lambda: self._data_server.has_all_asked, _FIRST_REQUEST_S)
+        await until(lambda: self._data_server.has_all_asked, _FIRST_REQUEST_S)
         await self.cleanup()
-        await _until(lambda: self._data_server.open == 0, within_s)
-
-
-async def _until(condition: Callable[[], bool], limit_s: float) -> None:
-    ends_s = time.monotonic() + limit_s
-    while not condition() and time.monotonic() < ends_s:  # noqa: ASYNC110  once in a process's life
-        await asyncio.sleep(_LOOK_S)
+        await until(lambda: self._data_server.open == 0, within_s)
 
 
 _BACKLOG = 1024
 _FIRST_REQUEST_S = 1.0
-_LOOK_S = 0.01
 
 
 class _Connection(RequestHandler):

@@ -5,16 +5,21 @@ The kernel shakes hands by itself and queues what nobody has accepted yet; when 
 the queue and every handshake under way. So nothing new is let in first, then the queue is emptied, then it is closed.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import os
 import socket
 import struct
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 SETTLE_S = 0.25
 """For handshakes under way to end, at any round trip up to this, and for the queue to be emptied."""
+
+_LOOK_S = 0.02
 
 _SO_ATTACH_FILTER = 26  # Linux, asm-generic/socket.h; Python has no name for it
 _SO_ACCEPTCONN = 30
@@ -41,15 +46,51 @@ def let_nobody_in(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def listening_on(ports: Collection[int]) -> list[socket.socket]:
-    """Sockets of this process that listen on *ports*, as copies to be closed: for a library that keeps its own."""
+async def until(condition: Callable[[], bool], limit_s: float) -> None:
+    """Return when *condition* holds, or after *limit_s* seconds."""
+    ends_s = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < ends_s:  # noqa: ASYNC110  a few times at the end of a process
+        await asyncio.sleep(_LOOK_S)
+
+
+class Found(NamedTuple):
+    """A socket that belongs to somebody else in this process: the number under which that one knows it, and a copy."""
+
+    number: int
+    copy: socket.socket
+
+
+def listening_on(ports: Collection[int]) -> list[Found]:
+    """Sockets of this process that listen on *ports*, for a library that keeps its own; the copies are to be closed."""
+    return _found(lambda one: _listens(one) and one.getsockname()[1] in ports)
+
+
+def connected_to(ports: Collection[int]) -> int:
+    """How many connections this process has accepted on *ports* and not closed."""
+    found = _found(lambda one: _is_tcp(one) and not _listens(one) and one.getsockname()[1] in ports)
+    for _, copy in found:
+        copy.close()
+    return len(found)
+
+
+def take_away(found: Found) -> None:
+    """
+    Close a listening socket under the hands of its owner, who is left with one that does nothing.
+
+    For a library that can only stop listening by ending its connections too.
+    """
+    with found.copy, socket.socket(found.copy.family, socket.SOCK_STREAM) as nothing:
+        os.dup2(nothing.fileno(), found.number, inheritable=False)
+
+
+def _found(wanted: Callable[[socket.socket], bool]) -> list[Found]:
     own = Path("/proc/self/fd")
-    found: list[socket.socket] = []
+    found: list[Found] = []
     for number in [int(path.name) for path in own.iterdir()] if own.is_dir() else []:
         # A number on the list may have been the list's own, and now be that of a copy.
-        copy = _copy(number) if all(number != known.fileno() for known in found) else None
-        if copy is not None and _listens(copy) and copy.getsockname()[1] in ports:
-            found.append(copy)
+        copy = _copy(number) if all(number != known.copy.fileno() for known in found) else None
+        if copy is not None and wanted(copy):
+            found.append(Found(number, copy))
         elif copy is not None:
             copy.close()
     return found
@@ -68,9 +109,9 @@ def _copy(number: int) -> socket.socket | None:
         return None
 
 
+def _is_tcp(one: socket.socket) -> bool:
+    return one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM
+
+
 def _listens(one: socket.socket) -> bool:
-    try:
-        is_tcp = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM
-        return is_tcp and bool(one.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN))
-    except OSError:
-        return False
+    return _is_tcp(one) and bool(one.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN))

@@ -29,7 +29,11 @@ from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim
 
 NOTICE_S = 0.5
-QUICK: dict[str, str] = {"DASHCACHE_LIMITS_NOTICE_S": str(NOTICE_S), "DASHCACHE_LIMITS_DRAIN_S": "10"}
+QUICK: dict[str, str] = {
+    "DASHCACHE_LIMITS_NOTICE_S": str(NOTICE_S),
+    "DASHCACHE_LIMITS_DRAIN_S": "10",
+    "DASHCACHE_LIMITS_GRPC_CONNECTION_S": "2",
+}
 SECRET = "0123456789abcdef" * 4
 
 
@@ -148,11 +152,11 @@ async def test_many_reloads_under_load_are_not_noticed(
     await reloading(slow_sim, vendor, redis_server, tmp_path, rate=200.0, times=12)
 
 
-@pytest.mark.parametrize("kinds", [("alone",), ("dial",)])
-async def test_new_connections_are_not_lost_by_a_reload(
+@pytest.mark.parametrize("kinds", [("alone",), ("dial",), ("call",)])
+async def test_nothing_of_one_kind_is_lost_by_a_reload(
     slow_sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer, tmp_path: Path, kinds: tuple[str, ...]
 ) -> None:
-    """Somebody is always in the queue of a worker that stops listening, or shaking hands with it."""
+    """Somebody is always in the queue of a worker that stops listening, shaking hands with it, or calling it."""
     await reloading(slow_sim, vendor, redis_server, tmp_path, rate=200.0, times=1, kinds=kinds)
 
 

@@ -149,8 +149,9 @@ class WorkerControl:
 
     It is *number* of *count*, from 1 on; who replaces a worker that died takes over its number. While
     ``listen`` runs, ``modes`` follows every switch and ``purges`` every purge; ``drain_s`` is how long running requests
-    may take at the end, ``linger_s`` and ``is_replaced`` are as in ``Drain``. ``listeners`` are the sockets to accept
-    on, which outlive this worker; ports without one are for it to bind.
+    may take at the end, ``linger_s`` and ``is_replaced`` are as in ``Drain``, ``is_hastened``: there is no time to
+    linger after all. ``listeners`` are the sockets to accept on, which outlive this worker; ports without one are for
+    it to bind.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class WorkerControl:
         self.drain_s = drain_s
         self.linger_s = 0.0
         self.is_replaced = False
+        self.is_hastened = False
         self._channel = channel
         self._last_call = asyncio.Event()
         self._draining = asyncio.Event()
@@ -195,7 +197,8 @@ class WorkerControl:
         await self._draining.wait()
 
     def drain(self, within_s: float, linger_s: float = 0.0, *, is_replaced: bool = False) -> None:
-        """Begin to drain; the first call counts."""
+        """Begin to drain; the first call counts, another one ends its lingering."""
+        self.is_hastened = self._draining.is_set()
         if not self._draining.is_set():
             self.drain_s, self.linger_s, self.is_replaced = within_s, linger_s, is_replaced
             self._last_call.set()

@@ -46,6 +46,7 @@ REDIS_CONFIG = "redis.conf"
 
 # Of a replaced worker nobody's balancer knows: clients need a moment to bring the request that they were about to send.
 _LINGER_S = 1.0
+_AGE_SPREAD = 1.1  # gRPC's library spreads the ages of connections by a tenth in both directions
 
 
 class Supervisor:
@@ -248,6 +249,9 @@ class Supervisor:
             raise NotReplacedError("there are no workers yet")
         limits = settings.limits
         linger_s = max(limits.notice_s, _LINGER_S)
+        if any(port.protocol in ("grpc", "grpcs") for port in self.state.listening):
+            # The old workers' connections have the age that the old settings say.
+            linger_s = max(linger_s, self._settings.limits.grpc_connection_s * _AGE_SPREAD + _LINGER_S)
         await self.state.workers.replace_all(self._hello_with(settings), limits.drain_s, linger_s)
         if settings.log != self._settings.log:
             configure(settings.log, "supervisor")

@@ -176,6 +176,8 @@ class Workers:
             close_all(place.sockets)
             place.sockets = []
         for worker in self._running:
+            if worker.leaving.is_set():  # replaced, and still lingering
+                worker.channel.send(Drain(self._drain_s))
             self._retire(worker, Drain(self._drain_s))
         keepers = [place.keeper for place in self._places if place.keeper is not None]
         ended = [worker.ended for worker in self._running if worker.ended is not None]
@@ -336,7 +338,9 @@ class Workers:
         ended = self._tasks.start(worker.process.wait())
         await _first(ended, worker.leaving.wait(), self._tasks)
         if not ended.done():
-            limit_s = self._drain_s + worker.linger_s + _LAST_SECONDS
+            await _first(ended, self._stopping.wait(), self._tasks, timeout_s=self._drain_s + worker.linger_s)
+        if not ended.done():
+            limit_s = (self._drain_s if self._stopping.is_set() else 0.0) + _LAST_SECONDS
             await _first(ended, self._hurry.wait(), self._tasks, timeout_s=limit_s)
             if not ended.done() and self._hurry.is_set():
                 await asyncio.wait({ended}, timeout=_HURRY_S)

@@ -67,10 +67,12 @@ async def serve(
 
     servers = []
     for port in ports:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((port.host, port.number))
+        listener = control.listeners.get(port)
+        if listener is None:
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((port.host, port.number))
         servers.append(await asyncio.start_server(answer, sock=listener))
     await control.ready()
     await control.wait_drain()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.server.leaving import let_nobody_in, listening_on
+from proxy.server.leaving import connected_to, let_nobody_in, listening_on, take_away
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -53,10 +53,25 @@ def test_listening_sockets_of_a_library_are_found_and_no_others(listener: socket
         bound.bind(("127.0.0.1", 0))
         assert listening_on({bound.getsockname()[1]}) == []
         (found,) = listening_on({port})
-        assert found.getsockname() == listener.getsockname()
-        assert found.fileno() != listener.fileno()
-        found.close()
+        assert found.copy.getsockname() == listener.getsockname()
+        assert found.number == listener.fileno() != found.copy.fileno()
+        found.copy.close()
     assert open_files() == before
+
+
+def test_a_listener_is_taken_from_its_owner_and_connections_stay(listener: socket.socket) -> None:
+    address = listener.getsockname()[:2]
+    with socket.create_connection(address, timeout=5) as client:
+        accepted, _ = listener.accept()
+        with accepted:
+            assert connected_to({address[1]}) == 1
+            (found,) = listening_on({address[1]})
+            take_away(found)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, timeout=5)
+            client.sendall(b"asked")
+            assert accepted.recv(16) == b"asked"
+    assert connected_to({address[1]}) == 0
 
 
 def open_files() -> int:
