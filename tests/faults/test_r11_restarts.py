@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,24 @@ async def test_kept_connections_of_a_replaced_worker_may_bring_one_more_request(
         await wait_until(lambda: old not in proxy.worker_pids(), 10.0, "the old worker to end")
         for client in clients:
             await client.close()
+
+
+async def test_a_stop_does_not_wait_for_connections_of_a_worker_that_was_replaced(
+    sim: ProcessSim, vendor: EchoVendor, redis_server: RedisServer
+) -> None:
+    made = options(sim, vendor, redis_server, DASHCACHE_LIMITS_GRPC_CONNECTION_S="600", DASHCACHE_LIMITS_DRAIN_S="1")
+    async with ProxyProcess(**{**made, "workers": 1}) as proxy, Balancer() as balancer:
+        await balancer.add(proxy)
+        await balancer.warm_up()
+        (old,) = proxy.worker_pids()
+        assert (await balancer.call(4)).correct
+        assert (await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})).status == 200
+        assert (await balancer.call(4)).correct  # over the same connection, which is young
+        assert old in proxy.worker_pids()
+        began_s = time.monotonic()
+        assert await asyncio.to_thread(proxy.stop) == 0
+        assert time.monotonic() - began_s < 6
+        assert not [line for line in proxy.logs if line["event"] == "worker_killed"]
 
 
 async def test_a_websocket_outlives_a_reload_until_draining_ends(redis_server: RedisServer) -> None:
