@@ -46,6 +46,12 @@ class Recorder:
         if failed:
             self.failures.append(f"{failed} of {entries + failed} stores failed")
 
+    def upstream_refused(self, upstream: str, reason: str) -> None:
+        self.failures.append(f"{upstream} busy: {reason}")
+
+    def connection_ended(self, reason: str) -> None:
+        self.failures.append(f"connection ended: {reason}")
+
     def entries_rejected(self, entries: int) -> None:
         self.failures.append(f"{entries} entries rejected")
 

@@ -30,13 +30,16 @@ from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
+from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
 from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
 from proxy.server.intake import Intake
 from proxy.server.leaving import until
+from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.transport.http import HttpTransport
+from proxy.transport.slots import Slots
 from proxy.vendors import dashvector
 from proxy.vendors.choice import Choice
 from proxy.vendors.errors import error_body, error_lines
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
+# Listeners, log, metrics, journal, and what runs beside a request.
+_OTHER_FILES = 256
 
 _HANDSHAKE_S = 1.0
 """For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
@@ -73,6 +78,8 @@ class Worker:
     bridge: Bridge
     guard: Guard
     generations: Generations
+    slots: Mapping[str, Slots]
+    """By upstream."""
 
 
 async def serve_worker(
@@ -91,6 +98,7 @@ async def serve_worker(
             purges=control.purges,
             ports=ports,
             journal=own.journal,
+            workers=control.count,
         )
         async with wired as worker:
             own.adopt(worker.generations)
@@ -146,6 +154,7 @@ async def built(
     purges: PurgeSource = NO_MARKS,
     ports: Sequence[Port] = (),
     journal: Journal | None = None,
+    workers: int = 1,
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[Worker]:
     """A worker's parts, wired; closed at the end."""
@@ -176,8 +185,9 @@ async def built(
         max_pending_stores=settings.redis.max_pending_stores,
     )
     upstreams = settings.all_upstreams()
-    over_http = {upstream.name: _transport(settings, upstream.origin) for upstream in upstreams}
-    over_grpc = _grpc_transports(settings, upstreams, ports)
+    slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
+    over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
+    over_grpc = _grpc_transports(settings, upstreams, ports, slots)
     flow = Flow(
         routes=_adapters(settings, upstreams),
         transport_of=lambda request: _way(request, over_http, over_grpc),
@@ -202,11 +212,13 @@ async def built(
         bridge=bridge,
         observer=observer,
         error_body=error_body,
+        clients=_clients(settings, observer, len(upstreams)),
+        body_idle_s=settings.limits.body_idle_s,
         cache_status_on_pass=settings.cache_status_on_pass,
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, generations)
+        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, generations, slots)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -235,11 +247,34 @@ def _redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callabl
     )
 
 
-def _transport(settings: Settings, origin: str) -> HttpTransport:
+def _slots(settings: Settings, upstream: str, workers: int, observer: Observing) -> Slots:
+    """What HTTP and gRPC to *upstream* share; of the pace each of the *workers* has its part."""
+    limits = settings.upstream
+    return Slots(
+        max_inflight=limits.max_inflight,
+        max_queue=limits.max_queue,
+        queue_wait_s=limits.queue_wait_s,
+        per_minute=limits.requests_per_minute / workers,
+        on_refused=lambda reason: observer.upstream_refused(upstream, reason),
+    )
+
+
+def _clients(settings: Settings, observer: Observing, upstreams: int) -> Clients:
+    limits = settings.limits
+    others = upstreams * settings.upstream.max_inflight + settings.redis.max_connections + _OTHER_FILES
+    return Clients(
+        max_connections=room_for(limits.max_connections, others),
+        header_wait_s=limits.header_wait_s,
+        write_idle_s=limits.write_idle_s,
+        on_ended=observer.connection_ended,
+    )
+
+
+def _transport(settings: Settings, origin: str, slots: Slots) -> HttpTransport:
     limits = settings.upstream
     return HttpTransport(
         origin,
-        max_inflight=limits.max_inflight,
+        slots=slots,
         connect_timeout_s=limits.connect_timeout_s,
         read_timeout_s=limits.read_timeout_s,
         keepalive_s=limits.keepalive_s,
@@ -271,7 +306,7 @@ def _adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
 
 
 def _grpc_transports(
-    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port]
+    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port], slots: Mapping[str, Slots]
 ) -> "dict[str, GrpcTransport]":
     """For the upstreams that a gRPC port leads to."""
     wanted = {port.upstream for port in ports if port.protocol in ("grpc", "grpcs")}
@@ -284,7 +319,7 @@ def _grpc_transports(
         upstream.name: GrpcTransport(
             shown(upstream.grpc.host, upstream.grpc.port),
             secure=upstream.grpc.scheme == "https",
-            max_inflight=limits.max_inflight,
+            slots=slots[upstream.name],
             connect_timeout_s=limits.connect_timeout_s,
             read_timeout_s=limits.read_timeout_s,
         )
@@ -376,6 +411,9 @@ async def _report(worker: Worker, observer: Observer) -> None:
     while True:
         observer.memory(worker.tiers.memory.entries, worker.tiers.memory.bytes)
         observer.pending(worker.voidable.pending)
+        observer.connections(worker.front.clients.count)
+        for upstream, slots in worker.slots.items():
+            observer.upstream_load(upstream, slots.inflight, slots.waiting)
         await asyncio.sleep(1)
 
 

@@ -20,6 +20,7 @@ class ErrorCode(enum.StrEnum):
 
     BAD_REQUEST = "BadRequest"
     METHOD_NOT_ALLOWED = "MethodNotAllowed"
+    REQUEST_TIMEOUT = "RequestTimeout"
     HEADER_TOO_LARGE = "HeaderTooLarge"
     NOT_IMPLEMENTED = "NotImplemented"
     VERSION_NOT_SUPPORTED = "VersionNotSupported"
@@ -28,6 +29,8 @@ class ErrorCode(enum.StrEnum):
     UPSTREAM_TIMEOUT = "UpstreamTimeout"
     UPSTREAM_PROTOCOL = "UpstreamProtocolError"
     UPSTREAM_BUSY = "UpstreamBusy"
+    TOO_MANY_CONNECTIONS = "TooManyConnections"
+    CLIENT_TOO_SLOW = "ClientTooSlow"
     NOT_INVALIDATED = "NotInvalidated"
     UNKNOWN_UPSTREAM = "UnknownUpstream"
     INTERNAL = "ProxyError"

@@ -95,7 +95,15 @@ class UpstreamLimits(Section):
     """How upstreams are called."""
 
     max_inflight: int = Field(200, ge=1)
-    """Connections per worker and upstream: what protects the vendor's quota when the cache is of no help."""
+    """Requests at a time per worker and upstream, streamed answers and WebSockets included: what protects the vendor's
+    quota when the cache is of no help."""
+    queue_wait_s: float = Field(1.0, ge=0, le=60)
+    """How long a request waits for its turn at most; then 503 with Retry-After. Clients give up after 10 s or more."""
+    max_queue: int = Field(1_000, ge=0)
+    """Most requests that wait, per worker and upstream; beyond it 503 at once."""
+    requests_per_minute: int = Field(0, ge=0)
+    """Most requests that begin in a minute, for each upstream, evenly: the vendor refuses a sudden rise too. Zero: no
+    limit. Each worker has its share of it, whether the others use theirs or not."""
     connect_timeout_s: float = Field(5.0, gt=0)
     """Longest wait for a connection to the vendor."""
     read_timeout_s: float = Field(3_900.0, gt=0)
@@ -126,6 +134,16 @@ class Limits(Section):
     """After SIGTERM: how long ``/readyz`` says no while the ports still accept, so that balancers see it in time."""
     drain_s: float = Field(30.0, ge=0)
     """How long running requests may take after that; also those of a worker that a reload replaces."""
+    max_connections: int = Field(10_000, ge=1)
+    """Client connections per worker, over HTTP; further ones get 503 and are closed. Less if the system allows fewer
+    open files."""
+    header_wait_s: float = Field(10.0, gt=0)
+    """How long a request's head may take, from the connection's start or from the head's first byte; then the
+    connection ends."""
+    body_idle_s: float = Field(30.0, gt=0)
+    """Silence in the middle of a request's body after which it is refused with 408."""
+    write_idle_s: float = Field(60.0, gt=0)
+    """How long a client may take nothing of an answer that waits for it; then the connection is broken."""
 
 
 class Memory(Section):

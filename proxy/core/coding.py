@@ -7,6 +7,9 @@ from proxy.core.plan import NotStorable, Refusal
 from proxy.core.request import HeaderLines, Request, list_items
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_ALWAYS_BYTES = 2**20
+_MOST_GROWTH = 16
+"""Numbers in text grow two to four times; what grows a thousand times was made to fill memory."""
 _ACCEPTED_GZIP = re.compile(r"gzip\s*(;(?!\s*q\s*=\s*0(\.0*)?\s*$).*)?")  # any weight but zero
 
 
@@ -23,16 +26,17 @@ def narrowed_codings(request: Request) -> HeaderLines:
 
 def decoded(body: bytes, content_encoding: tuple[bytes, ...], limit: int) -> bytes:
     """
-    *body* without its coding, at most *limit* bytes.
+    *body* without its coding, at most *limit* bytes, and no bomb.
 
     Raises:
-        NotStorable: a coding that we did not ask for, a broken stream, or more than *limit* bytes.
+        NotStorable: a coding that we did not ask for, a broken stream, or more bytes than that.
     """
     codings = [coding for coding in list_items(content_encoding) if coding != "identity"]
     if not codings:
         return body
     if len(codings) > 1 or codings[0] not in ("gzip", "x-gzip", "deflate"):
         raise NotStorable(Refusal.CONTENT_CODING)
+    limit = min(limit, max(_ALWAYS_BYTES, len(body) * _MOST_GROWTH))
     expander = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         text = expander.decompress(body, limit + 1)

@@ -21,5 +21,11 @@ class Telemetry(Protocol):
     def invalidated(self, told: bool) -> None:
         """A write made answers stale; *told*: Redis knows. If not, this process reads none of them until it does."""
 
+    def upstream_refused(self, upstream: str, reason: str) -> None:
+        """A request got no turn at *upstream*: the line was full, or it had waited long enough."""
+
+    def connection_ended(self, reason: str) -> None:
+        """A client's connection was refused or broken off: too many of them, or too slow; an ErrorCode."""
+
     def background_failed(self, error: BaseException) -> None:
         """A background task ended with an exception that nobody awaited."""

@@ -1,5 +1,6 @@
 """A client's request body: read whole when it must be keyed, passed on as it arrives otherwise."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -8,18 +9,21 @@ from proxy.errors import ClientError, ErrorCode
 
 
 class IncomingBody:
-    """Implements ``core.answer.Body`` on an aiohttp request."""
+    """Implements ``core.answer.Body`` on an aiohttp request; *idle_s* is how long its client may be silent."""
 
-    def __init__(self, raw: web.BaseRequest) -> None:
+    def __init__(self, raw: web.BaseRequest, idle_s: float) -> None:
         self._raw = raw
+        self._idle_s = idle_s
         self._taken: list[bytes] = []
         # RFC 9110 §10.1.1: a client of HTTP/1.0 does not know interim answers.
         self._asked_to_continue = hdrs.EXPECT not in raw.headers or raw.version < HttpVersion11
         declared = raw.headers.get(hdrs.CONTENT_LENGTH)
         self.length = int(declared) if declared is not None else None
         self.is_empty = declared is None and hdrs.TRANSFER_ENCODING not in raw.headers
-        self.broken = False
-        """The client's framing went wrong part-way."""
+        self.fault: ClientError | None = None
+        """What was wrong with the body: who reads it reports this to somebody else, or not at all."""
+        self.is_answered = False
+        """The answer is on its way, so nobody minds any more how long the rest takes."""
         self.received_bytes = 0
 
     async def read(self, limit: int) -> bytes | None:
@@ -50,10 +54,24 @@ class IncomingBody:
             # RFC 9110 §10.1.1; asked for only now, so that a request refused by its head is refused without its body.
             self._asked_to_continue = True
             await self._raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while piece := await self._next():
+            self.received_bytes += len(piece)
+            yield piece
+
+    async def _next(self) -> bytes:
+        """What has come, or comes next; empty at the end."""
+        content = self._raw.content
         try:
-            async for piece in self._raw.content.iter_any():
-                self.received_bytes += len(piece)
-                yield piece
+            if content.is_eof():  # all of it is here
+                return await content.readany()
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    return await content.readany()
+            except TimeoutError:
+                if self.is_answered:
+                    return await content.readany()
+                self.fault = ClientError(ErrorCode.REQUEST_TIMEOUT, "the request's body did not come in time", 408)
+                raise self.fault from None
         except web.RequestPayloadError as error:
-            self.broken = True
-            raise ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken") from error
+            self.fault = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
+            raise self.fault from error

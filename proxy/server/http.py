@@ -26,8 +26,9 @@ from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.intake import Intake, wants_websocket
 from proxy.server.leaving import SETTLE_S, let_nobody_in, until
+from proxy.server.watch import Clients, Watch
 from proxy.server.websocket import Bridge
-from proxy.server.wire import Written, abort, write_answer
+from proxy.server.wire import Written, abort, closing_bytes, write_answer
 
 ErrorBody = Callable[[str, str, str, str], bytes]
 """Path, code, message and request id to a body in the vendor's shape."""
@@ -53,6 +54,8 @@ class Front:
         bridge: Bridge,
         observer: RequestObserver,
         error_body: ErrorBody,
+        clients: Clients,
+        body_idle_s: float,
         cache_status_on_pass: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -60,6 +63,8 @@ class Front:
         self._bridge = bridge
         self._observer = observer
         self._error_body = error_body
+        self.clients = clients
+        self._body_idle_s = body_idle_s
         self._cache_status_on_pass = cache_status_on_pass
         self._clock = clock
         self.is_draining = False
@@ -68,7 +73,7 @@ class Front:
     async def handle(self, raw: web.BaseRequest, intake: Intake) -> web.StreamResponse:
         """One request from its head to the last byte of its answer."""
         outcome = Outcome(started_s=self._clock.monotonic())
-        body = IncomingBody(raw)
+        body = IncomingBody(raw, self._body_idle_s)
         self.running += 1
         try:
             return await self._answered(raw, intake, body, outcome)
@@ -80,6 +85,8 @@ class Front:
             return _broken_off(raw)  # aiohttp would take the error for a fault of the handler's
         finally:
             self.running -= 1
+            if outcome.client_gone and isinstance(raw.protocol, _Connection) and raw.protocol.watch.gave_up:
+                outcome.detail = raw.protocol.watch.gave_up
             outcome.bytes_in = body.received_bytes
             outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
             self._observer.observe(outcome)
@@ -113,6 +120,7 @@ class Front:
             answer = bridged
         else:
             answer = await self._flow.answer(request, body, outcome)
+        body.is_answered = True
         try:
             return await self._write(raw, answer, outcome)
         finally:
@@ -143,8 +151,10 @@ class Front:
             # The head is out, so the only honest end is a broken connection.
             outcome.detail = error.code
             return _broken_off(raw)
-        if body.broken and not isinstance(error, ClientError):
-            error = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
+        if body.fault is not None:
+            error = body.fault  # others only report that the body did not come
+        if error.code is ErrorCode.REQUEST_TIMEOUT and isinstance(raw.protocol, _Connection):
+            raw.protocol.hang_up()
         outcome.state, outcome.detail = CacheState.REFUSED, error.code
         outcome.request_id = str(uuid.uuid4())  # the same in the answer and in the log
         answer = self.error_answer(raw.raw_path, error.status, error.code, error.message, outcome.request_id)
@@ -156,12 +166,19 @@ class Front:
 
     def error_answer(self, path: str, status: int, code: str, message: str, request_id: str) -> Answer:
         """An error of ours, marked as ours."""
-        headers = (
+        headers: HeaderLines = (
             (b"Content-Type", b"application/json"),
             (b"X-Request-Id", request_id.encode("ascii")),
             (b"X-Dashcache-Error", code.encode("ascii")),
         )
+        if status == 503:  # each of ours passes by itself
+            headers = (*headers, (b"Retry-After", b"1"))
         return Answer(status, _REASONS.get(status, "Error"), headers, self._error_body(path, code, message, request_id))
+
+    def no_room(self) -> bytes:
+        """What a client is told that is one too many, before it has said anything."""
+        code, text = ErrorCode.TOO_MANY_CONNECTIONS, "the proxy has too many connections; try again"
+        return closing_bytes(self.error_answer("/", 503, code, text, str(uuid.uuid4())))
 
     def refused_by_parser(self, status: int, code: str) -> None:
         """Count a request that never became one."""
@@ -246,9 +263,9 @@ _FIRST_REQUEST_S = 1.0
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection with our text for what its parser refuses."""
+    """aiohttp's connection with a watch, and with our text for what its parser refuses."""
 
-    __slots__ = ("_body", "_front", "_server", "has_asked")
+    __slots__ = ("_body", "_front", "_server", "has_asked", "watch")
 
     def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -256,23 +273,40 @@ class _Connection(RequestHandler):
         self._front = front
         self._body: StreamReader = EMPTY_PAYLOAD
         self.has_asked = False
+        self.watch: Watch
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        super().connection_made(transport)
-        self._server.open += 1
+        line: Any = transport
+        if self._front.clients.has_room(line, self._front.no_room):
+            super().connection_made(transport)
+            self.watch = Watch(line, self._front.clients)
+            self._server.open += 1
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop, when everything that was written has left or cannot."""
         self._server.open -= 1
+        self.watch.end()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self.watch.wrote()
+        super().resume_writing()
+
+    def hang_up(self) -> None:
+        """Close after this answer without waiting for the rest of the request, which does not come."""
+        self._lingering_time = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         super().data_received(data)
         if not self._messages:
+            if self._waiter is not None and data:
+                self.watch.head_begins()
             return
         self.has_asked = True
+        self.watch.head_ends()
         message, body = self._messages[-1]
         if not isinstance(message, _ErrInfo):
             self._body = body
@@ -323,6 +357,7 @@ _TOO_MANY = "Too many headers"
 _REASONS = {
     400: "Bad Request",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     417: "Expectation Failed",
     421: "Misdirected Request",
     431: "Request Header Fields Too Large",

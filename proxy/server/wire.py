@@ -71,6 +71,12 @@ async def write_answer(
     return Written(keep_alive=keep_alive), sent
 
 
+def closing_bytes(answer: Answer) -> bytes:
+    """A short *answer* for who has not asked yet, after which the connection ends."""
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    return _head(answer, ((b"Content-Length", b"%d" % len(body)), (b"Connection", b"close"))) + body
+
+
 def _head(answer: Answer, added: HeaderLines) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason.encode("utf-8", "surrogateescape"))]
     framed = {b"content-length", b"transfer-encoding"}

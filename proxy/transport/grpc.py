@@ -27,6 +27,7 @@ from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request
 from proxy.errors import ClientError, ErrorCode, UpstreamError
+from proxy.transport.slots import Slots
 
 logging.getLogger("grpc").propagate = False  # faults of ours are told to the observer; the rest quotes calls
 
@@ -70,7 +71,8 @@ class GrpcTransport:
     """
     Calls one upstream at *target* (``host:port``), over TLS if *secure*, trusting *roots* (PEM) or the library's own.
 
-    Must be made inside the running loop that uses it. *read_timeout_s* holds for calls whose client gave no deadline.
+    Must be made inside the running loop that uses it. A call takes one of the *slots* while it lasts.
+    *read_timeout_s* holds for calls whose client gave no deadline.
     """
 
     def __init__(
@@ -79,14 +81,14 @@ class GrpcTransport:
         *,
         secure: bool,
         roots: bytes | None = None,
-        max_inflight: int,
+        slots: Slots,
         connect_timeout_s: float,
         read_timeout_s: float,
         ping_interval_s: float = 60.0,
     ) -> None:
         self.origin = f"{'grpcs' if secure else 'grpc'}://{target}"
         self._read_timeout_s = read_timeout_s
-        self._slots = asyncio.Semaphore(max_inflight)
+        self._slots = slots
         # 443 is the library's own default, and without it ``:authority`` is what the vendor's SDK sends.
         address = target.removesuffix(":443")
         options = _options(connect_timeout_s, ping_interval_s)
@@ -108,15 +110,11 @@ class GrpcTransport:
             message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
         timeout_s = self._read_timeout_s if request.timeout_s is None else request.timeout_s
         ends_s = asyncio.get_running_loop().time() + timeout_s
-        try:
-            async with asyncio.timeout_at(ends_s):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise UpstreamError(ErrorCode.UPSTREAM_BUSY, "too many calls wait for the upstream", 503) from error
+        await self._slots.take(timeout_s)
         try:
             return await self._call(request, message, ends_s - asyncio.get_running_loop().time())
         finally:
-            self._slots.release()
+            self._slots.give_back()
 
     async def _call(self, request: Request, message: bytes, timeout_s: float) -> GrpcReply:
         method = self._channel.unary_unary(request.target)

@@ -6,6 +6,7 @@ proxies from the environment, decompression, header lines of its own, and re-sen
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -18,8 +19,12 @@ from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
+from proxy.transport.slots import Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+_READ_AHEAD_BYTES = 65_536
+"""Of an answer that its client does not take; aiohttp keeps twice this, and as much again on its way out."""
 
 
 class UpstreamAnswer:
@@ -60,13 +65,17 @@ class UpstreamAnswer:
 
 
 class HttpTransport:
-    """Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those."""
+    """
+    Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those.
+
+    Each takes one of the *slots* until its connection is free again: when the answer was read to its end, or closed.
+    """
 
     def __init__(
         self,
         origin: str,
         *,
-        max_inflight: int,
+        slots: Slots,
         connect_timeout_s: float,
         read_timeout_s: float,
         keepalive_s: float,
@@ -74,14 +83,17 @@ class HttpTransport:
         max_lines: int,
     ) -> None:
         self.origin = origin
+        self._slots = slots
         self._session = aiohttp.ClientSession(
-            connector=Connections(limit=max_inflight, keepalive_timeout=keepalive_s, use_dns_cache=True),
+            # No limit of its own: whoever waits there waits without an end, and is seen nowhere.
+            connector=Connections(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             raise_for_status=False,
             trust_env=False,
             skip_auto_headers=_SKIPPED,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+            read_bufsize=_READ_AHEAD_BYTES,
             max_line_size=max_line_bytes,
             max_field_size=max_line_bytes,
             max_headers=max_lines,
@@ -97,18 +109,19 @@ class HttpTransport:
 
         Raises:
             ClientError: the request cannot be written as it is.
-            UpstreamError: unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a byte.
+            UpstreamError: busy, unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a
+                byte.
         """
-        try:
-            response = await self._session.request(
-                request.method,
-                URL(self.origin + request.target, encoded=True),
-                headers=_headers(request, body),
-                data=_data(request, body),
-                allow_redirects=False,
+        async with self._slot() as slot:
+            response = slot.held_by(
+                await self._session.request(
+                    request.method,
+                    URL(self.origin + request.target, encoded=True),
+                    headers=_headers(request, body),
+                    data=_data(request, body),
+                    allow_redirects=False,
+                )
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _translated(error) from error
         if response.status == 101:
             response.close()
             raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
@@ -123,25 +136,58 @@ class HttpTransport:
         Raises:
             ClientError, UpstreamError: as ``send``.
         """
+        async with self._slot() as slot:
+            try:
+                socket = await self._session.ws_connect(
+                    URL(self.origin + request.target, encoded=True),
+                    method=request.method,
+                    headers=_headers(request, None),
+                    protocols=protocols,
+                    autoping=False,
+                    autoclose=False,
+                    compress=0,
+                    max_msg_size=0,
+                )
+            except _NotSwitchedError as refusal:
+                return UpstreamAnswer(slot.held_by(refusal.response))
+            slot.held_by(socket._response)  # noqa: SLF001  aiohttp shows its connection in no other way
+            return socket
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator["_Slot"]:
+        """A slot to make a request in, given back at the end unless an answer holds it then."""
+        await self._slots.take()
+        slot = _Slot(self._slots)
         try:
-            return await self._session.ws_connect(
-                URL(self.origin + request.target, encoded=True),
-                method=request.method,
-                headers=_headers(request, None),
-                protocols=protocols,
-                autoping=False,
-                autoclose=False,
-                compress=0,
-                max_msg_size=0,
-            )
-        except _NotSwitchedError as refusal:
-            return UpstreamAnswer(refusal.response)
+            yield slot
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(error) from error
+        finally:
+            slot.end()
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+class _Slot:
+    """One slot that was taken, on its way from a request to the answer's connection."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._is_held = False
+
+    def held_by(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+        """*response*, which gives the slot back with its connection; one that is there whole has none any more."""
+        if response.connection is not None:
+            self._is_held = True
+            response.connection.add_callback(self._slots.give_back)
+        return response
+
+    def end(self) -> None:
+        """Give the slot back if no answer does."""
+        if not self._is_held:
+            self._slots.give_back()
 
 
 class _NotSwitchedError(Exception):

@@ -34,7 +34,7 @@ def _put_back(redis: RedisServer, snapshot: Snapshot) -> None:
     """As a failover to a replica that had fallen behind, or a restart from an old file."""
     redis.command("FLUSHALL")
     for name, (left_ms, value) in snapshot.items():
-        redis.command("SET", name, value, *(("PX", left_ms) if left_ms > 0 else ()))
+        redis.command("SET", name, value, "PX", max(1, left_ms))  # everything of the proxy has an end
 
 
 class Mix:

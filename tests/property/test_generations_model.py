@@ -156,7 +156,7 @@ class World(RuleBasedStateMachine):
 
     def _run(self) -> None:
         """Go on until everybody waits. It takes longer than there are tokens made."""
-        self.store.now_ms += 10
+        self._move_on(10)
 
         async def drain() -> None:
             for _ in range(25):
@@ -304,7 +304,10 @@ class World(RuleBasedStateMachine):
     @rule(step_s=st.sampled_from([0.001, 0.5, 1.9, 2.1, 60.0]))
     def pass_time(self, step_s):
         """The upstream shows a write before it has been taken for as long as nothing is stored."""
-        self.store.now_ms += int(step_s * 1000)
+        self._move_on(int(step_s * 1000))
+
+    def _move_on(self, step_ms: int) -> None:
+        self.store.now_ms += step_ms
         due = [version for version, at_ms in self.taken_at_ms.items() if at_ms + SETTLE_S * 1000 <= self.store.now_ms]
         self.shown = max(self.shown, *due, 0)
 

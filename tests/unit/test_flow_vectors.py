@@ -477,6 +477,7 @@ async def test_writes_tell_of_themselves_only_where_it_is_wanted():
     _, outcome = await rig.writing()
     assert header_lines(outcome) == ()
     parts: dict[str, Any] = {"flow": rig.flow, "bridge": None, "observer": None, "error_body": None}
+    parts |= {"clients": None, "body_idle_s": 1.0}
     assert Front(**parts)._own_lines(outcome) == ()
     assert Front(**parts, cache_status_on_pass=True)._own_lines(outcome) == (
         (b"Cache-Status", b"dashcache; fwd=method; fwd-status=200"),

@@ -11,6 +11,7 @@ from proxy.core.outcome import CacheState
 from proxy.core.plan import PassReason, Refusal
 from proxy.errors import ErrorCode
 from proxy.settings import Settings
+from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT
 from proxy.vendors import dashvector, embedding_request
 
 OTHER = "other"
@@ -38,6 +39,10 @@ REDIS_FAILURES = (
     "rejected",
     "timeout",
     OTHER,
+)
+QUEUE_REASONS = (QUEUE_FULL, QUEUE_WAIT)
+ENDINGS: tuple[str, ...] = tuple(
+    code.value for code in (ErrorCode.TOO_MANY_CONNECTIONS, ErrorCode.REQUEST_TIMEOUT, ErrorCode.CLIENT_TOO_SLOW)
 )
 REASONS: frozenset[str] = frozenset(member.value for kind in (PassReason, Refusal, ErrorCode) for member in kind)
 

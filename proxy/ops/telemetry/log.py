@@ -70,6 +70,22 @@ class Observer:
         """This worker has so many scopes that a write made stale and that Redis is not told of yet."""
         self._metrics.pending(count)
 
+    def upstream_refused(self, upstream: str, reason: str) -> None:
+        """See Telemetry; counted only: the request has its line."""
+        self._metrics.upstream_refused(upstream, reason)
+
+    def upstream_load(self, upstream: str, inflight: int, waiting: int) -> None:
+        """This worker has so many requests at *upstream*, and so many that wait for their turn."""
+        self._metrics.upstream_load(upstream, inflight, waiting)
+
+    def connections(self, count: int) -> None:
+        """This worker has so many client connections over HTTP."""
+        self._metrics.connections(count)
+
+    def connection_ended(self, reason: str) -> None:
+        """See Telemetry; counted only: how many there are is for strangers to choose."""
+        self._metrics.connection_ended(reason)
+
     def background_failed(self, error: BaseException) -> None:
         """See Telemetry."""
         self._metrics.background_failed(error)

@@ -29,6 +29,7 @@ class Metrics:
         self._make_request_metrics()
         self._make_upstream_metrics()
         self._make_store_metrics()
+        self._make_load_metrics()
 
     def observe(self, outcome: Outcome) -> None:
         """Count one finished request."""
@@ -74,6 +75,24 @@ class Metrics:
     def pending(self, count: int) -> None:
         """Of how many scopes this worker has to tell Redis yet that a write made them stale."""
         self._pending.set(count)
+
+    def upstream_refused(self, upstream: str, reason: str) -> None:
+        """See Telemetry."""
+        self._upstream_refused[labels.known(upstream, self._upstreams), reason].inc()
+
+    def upstream_load(self, upstream: str, inflight: int, waiting: int) -> None:
+        """How many requests of this worker are at *upstream* now, and how many wait for their turn."""
+        name = labels.known(upstream, self._upstreams)
+        self._inflight.labels(name).set(inflight)
+        self._queue.labels(name).set(waiting)
+
+    def connections(self, count: int) -> None:
+        """How many client connections this worker has."""
+        self._connections.set(count)
+
+    def connection_ended(self, reason: str) -> None:
+        """See Telemetry."""
+        self._connections_ended[reason].inc()
 
     def background_failed(self, error: BaseException) -> None:  # noqa: ARG002  Telemetry's form
         """See Telemetry."""
@@ -172,11 +191,29 @@ class Metrics:
         self._memory_entries = self._gauge("dashcache_memory_entries", "Rows in the memory tiers of all workers.")
         self._memory_bytes = self._gauge("dashcache_memory_bytes", "Bytes in the memory tiers of all workers.")
 
+    def _make_load_metrics(self) -> None:
+        refused = self._counter(
+            "dashcache_upstream_refused", "Requests that got no turn at an upstream: 503.", "upstream", "reason"
+        )
+        self._upstream_refused = {
+            (upstream, reason): refused.labels(upstream, reason)
+            for upstream in self._upstreams
+            for reason in labels.QUEUE_REASONS
+        }
+        self._inflight = self._gauge("dashcache_upstream_inflight", "Requests at an upstream now.", "upstream")
+        self._queue = self._gauge("dashcache_upstream_queue", "Requests that wait for their turn.", "upstream")
+        ended = self._counter(
+            "dashcache_connections_ended", "Client connections refused or broken off by the proxy.", "reason"
+        )
+        self._connections_ended = {reason: ended.labels(reason) for reason in labels.ENDINGS}
+        self._connections = self._gauge("dashcache_connections", "Client connections over HTTP.")
+
     def _counter(self, name: str, text: str, *names: str) -> Counter:
         return Counter(name, text, names, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
+    def _gauge(self, name: str, text: str, *names: str) -> Gauge:
         # livesum: a dead worker's tier and breaker are gone with it.
-        gauge = Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
-        gauge.set(0)
+        gauge = Gauge(name, text, names, registry=self.registry, multiprocess_mode="livesum")
+        if not names:
+            gauge.set(0)
         return gauge

@@ -94,3 +94,11 @@ def test_only_codings_that_we_can_undo_and_the_client_takes_are_asked_for(accept
     lines = tuple((b"accept-Encoding", value) for value in accepted)
     request = Request("POST", "/", ((b"X-A", b"1"), *lines, (b"X-B", b"2")), "default")
     assert narrowed_codings(request) == ((b"X-A", b"1"), (b"X-B", b"2"), (b"Accept-Encoding", asked))
+
+
+def test_what_grows_beyond_all_measure_is_not_opened_to_its_end() -> None:
+    with pytest.raises(NotStorable) as caught:
+        decoded(gzip.compress(b" " * 2**24), (b"gzip",), 2**25)
+    assert caught.value.refusal is Refusal.TOO_LARGE
+    small = b" " * 2**20  # as much is always opened, however well it packs
+    assert decoded(gzip.compress(small), (b"gzip",), 2**25) == small

@@ -238,3 +238,20 @@ async def test_the_modes_are_gauges(files: MetricFiles) -> None:
 @pytest.fixture(autouse=True)
 def _no_shared_folder() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+def test_the_line_before_an_upstream_and_connections_are_counted(metrics: Metrics) -> None:
+    before = series(metrics)
+    for upstream in ("dashscope", "who knows"):
+        metrics.upstream_refused(upstream, "queue-full")
+        metrics.upstream_refused(upstream, "queue-wait")
+        metrics.upstream_load(upstream, 7, 3)
+    metrics.connection_ended("ClientTooSlow")
+    metrics.connections(11)
+    for name in ("dashscope", "other"):
+        assert value(metrics, "dashcache_upstream_refused_total", upstream=name, reason="queue-full") == 1
+        assert value(metrics, "dashcache_upstream_inflight", upstream=name) == 7
+        assert value(metrics, "dashcache_upstream_queue", upstream=name) == 3
+    assert value(metrics, "dashcache_connections_ended_total", reason="ClientTooSlow") == 1
+    assert value(metrics, "dashcache_connections") == 11
+    assert series(metrics) == before + 4  # the gauges of two upstreams

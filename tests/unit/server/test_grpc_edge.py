@@ -17,6 +17,7 @@ from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.server.grpc import GrpcFront
 from proxy.server.leaving import SETTLE_S
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
+from proxy.transport.slots import Slots
 from tests.support.ports import PortReservation
 from tests.support.waiting import wait_until
 
@@ -27,6 +28,10 @@ import grpc.aio
 BIG = (("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
 QUERY = "/proxima.dashvector.proto.DashVectorService/query_doc"
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+def slots(max_inflight: int, queue_wait_s: float = 1.0) -> Slots:
+    return Slots(max_inflight=max_inflight, max_queue=1000, queue_wait_s=queue_wait_s)
 
 
 async def _echo(message: bytes, context: Any) -> bytes:
@@ -121,12 +126,21 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def running(
-    handler: Handler = _echo, *, max_inflight: int = 300, read_timeout_s: float = 20.0, max_streams: int = 256
+    handler: Handler = _echo,
+    *,
+    max_inflight: int = 300,
+    queue_wait_s: float = 1.0,
+    read_timeout_s: float = 20.0,
+    max_streams: int = 256,
 ) -> AsyncIterator[Rig]:
     upstream = Upstream(handler)
     target = f"127.0.0.1:{await upstream.start()}"
     transport = GrpcTransport(
-        target, secure=False, max_inflight=max_inflight, connect_timeout_s=2.0, read_timeout_s=read_timeout_s
+        target,
+        secure=False,
+        slots=slots(max_inflight, queue_wait_s),
+        connect_timeout_s=2.0,
+        read_timeout_s=read_timeout_s,
     )
     relay, observer = Relay(transport), Observer()
     front = GrpcFront(
@@ -321,13 +335,35 @@ async def test_calls_beyond_the_limit_wait_and_then_are_refused() -> None:
     assert len(rig.upstream.calls) == 1
 
 
+async def test_a_client_with_all_the_time_in_the_world_is_told_soon_and_may_try_again() -> None:
+    gate = asyncio.Event()
+
+    async def held(message: bytes, context: Any) -> bytes:
+        await gate.wait()
+        return message
+
+    async with running(held, max_inflight=1, queue_wait_s=0.05) as rig:
+        first = asyncio.ensure_future(rig.call())
+        await wait_until(lambda: rig.upstream.calls, what="the first call")
+        error = await rig.failure(timeout=60)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details().startswith("UpstreamBusy: ")
+        assert ("x-dashcache-error", "UpstreamBusy") in tuple(error.trailing_metadata())
+        gate.set()
+        assert await first == b"m"
+        assert await rig.call() == b"m"
+    assert len(rig.upstream.calls) == 2
+    refused = next(outcome for outcome in rig.observer.outcomes if outcome.detail == ErrorCode.UPSTREAM_BUSY)
+    assert (refused.state, refused.status) == (CacheState.REFUSED, 503)
+
+
 # --- errors of ours ---------------------------------------------------------------------------------------------------
 
 
 async def test_an_upstream_that_is_gone_and_comes_back() -> None:
     with contextlib.closing(PortReservation()) as reserved:
         transport = GrpcTransport(
-            f"127.0.0.1:{reserved.port}", secure=False, max_inflight=9, connect_timeout_s=2.0, read_timeout_s=5.0
+            f"127.0.0.1:{reserved.port}", secure=False, slots=slots(9), connect_timeout_s=2.0, read_timeout_s=5.0
         )
         request = Request("GRPC", QUERY, (), "vectors", b"m")
         with pytest.raises(UpstreamError) as caught:

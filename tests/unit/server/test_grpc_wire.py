@@ -22,6 +22,7 @@ from proxy.core.request import HeaderLines, Request
 from proxy.errors import ErrorCode, UpstreamError
 from proxy.server.grpc import GrpcFront, Tls
 from proxy.transport.grpc import GrpcReply, GrpcTransport
+from proxy.transport.slots import Slots
 from tests.support.waiting import wait_until
 
 # isort: split
@@ -34,6 +35,10 @@ END_STREAM, END_HEADERS = 1, 4
 MESSAGE = b"\0" + b"\0\0\0\x01" + b"m"
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def slots() -> Slots:
+    return Slots(max_inflight=10, max_queue=100, queue_wait_s=1.0)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -203,7 +208,7 @@ async def test_a_client_that_closes_its_connection_cancels() -> None:
 
 
 def to_port(port: int) -> GrpcTransport:
-    return GrpcTransport(f"127.0.0.1:{port}", secure=False, max_inflight=10, connect_timeout_s=1.0, read_timeout_s=5.0)
+    return GrpcTransport(f"127.0.0.1:{port}", secure=False, slots=slots(), connect_timeout_s=1.0, read_timeout_s=5.0)
 
 
 @contextlib.asynccontextmanager
@@ -379,7 +384,7 @@ def tls(tmp_path: Path) -> Tls:
 async def test_tls_at_both_ends(tls: Tls) -> None:
     async with front(tls) as (_, _, port):
         roots = tls.certificate.read_bytes()
-        limits = {"max_inflight": 1, "connect_timeout_s": 2.0, "read_timeout_s": 5.0}
+        limits = {"slots": slots(), "connect_timeout_s": 2.0, "read_timeout_s": 5.0}
         trusting = GrpcTransport(f"127.0.0.1:{port}", secure=True, roots=roots, **limits)  # type: ignore[arg-type]
         wary = GrpcTransport(f"127.0.0.1:{port}", secure=True, **limits)  # type: ignore[arg-type]
         assert [piece async for piece in await sent(trusting)] == [b"m"]
