@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import ssl
 import uuid
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import http_parser
 
+from proxy.ask import Asker, Upstreams
+from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
+from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.journals import Claim, claim
@@ -28,6 +32,7 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
+from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
@@ -188,19 +193,39 @@ async def built(
     slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
     over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports, slots)
+    ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
+    asker = Asker(
+        upstreams=ways,
+        tiers=tiers,
+        voidable=voidable,
+        modes=modes,
+        lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
+        jitter=settings.lifetimes.jitter,
+        max_answer_bytes=settings.limits.max_answer_bytes,
+        clock=clock,
+        random_unit=random.random,
+    )
+    fetcher = Fetcher(
+        asker=asker,
+        flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
+        claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
+        tiers=tiers,
+        voidable=voidable,
+        clock=clock,
+        max_answer_bytes=settings.limits.max_answer_bytes,
+    )
     flow = Flow(
         routes=_adapters(settings, upstreams),
-        transport_of=lambda request: _way(request, over_http, over_grpc),
+        upstreams=ways,
+        asker=asker,
+        fetcher=fetcher,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
-        tiers=tiers,
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         tasks=tasks,
         modes=modes,
         purges=purges,
         secret=keys,
-        lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
-        jitter=settings.lifetimes.jitter,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),

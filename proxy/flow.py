@@ -26,27 +26,26 @@ at any point: what it would have said is a miss. The upstream's errors go to the
 
 import asyncio
 import dataclasses
-import random
 from collections.abc import Callable, Mapping, Sequence
 
+from proxy.ask import Asker, Job, Upstreams
 from proxy.cache.leases import Leases
-from proxy.cache.redis_tier import Tokens
-from proxy.cache.tiers import Found, Tiers
+from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
-from proxy.core.answer import Answer, Body, Stream
-from proxy.core.coding import decoded, narrowed_codings
+from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
-from proxy.core.freshness import Directives, directives, jittered_ms
+from proxy.core.freshness import Directives, directives
 from proxy.core.key import Secret, common_digest, item_key, prefixed
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
 from proxy.core.plan import Scope as ScopeName
-from proxy.core.ports import SYSTEM_CLOCK, Clock, Lifetime, ModeSource, PurgeSource, Routes, TransportOf, UpstreamReply
-from proxy.core.relay import relayed, start_of
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Routes, UpstreamReply
+from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+from proxy.fetch import Fetcher
 
 
 class Flow:
@@ -60,42 +59,38 @@ class Flow:
         self,
         *,
         routes: Routes,
-        transport_of: TransportOf,
+        upstreams: Upstreams,
+        asker: Asker,
+        fetcher: Fetcher,
         endpoints: Mapping[str, str],
-        tiers: Tiers,
         voidable: VoidableTier,
         leases: Leases,
         tasks: Tasks,
         modes: ModeSource,
         purges: PurgeSource,
         secret: Secret,
-        lifetime: Lifetime,
-        jitter: float,
         max_key_body_bytes: int,
         max_answer_bytes: int,
         request_id: Callable[[], str],
         clock: Clock = SYSTEM_CLOCK,
-        random_unit: Callable[[], float] = random.random,
     ) -> None:
         self._routes = routes
-        self._transport_of = transport_of
+        self._upstreams = upstreams
+        self._asker = asker
+        self._fetcher = fetcher
         self._endpoints = {
             upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
         }
-        self._tiers = tiers
         self._voidable = voidable
         self._leases = leases
         self._tasks = tasks
         self._modes = modes
         self._purges = purges
         self._secret = secret
-        self._lifetime = lifetime
-        self._jitter = jitter
         self._max_key_body_bytes = max_key_body_bytes
         self._max_answer_bytes = max_answer_bytes
         self._request_id = request_id
         self._clock = clock
-        self._random_unit = random_unit
 
     async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
         """
@@ -138,24 +133,13 @@ class Flow:
         outcome.detail = reason or ""
         untouched = dataclasses.replace(request, body=None)
         try:
-            reply = await self._send(untouched, outcome, body)
+            reply = await self._upstreams.send(untouched, outcome, body)
         except UpstreamError as error:
             # A kept connection may close just as it is used again. Only what asks for nothing twice is sent twice.
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
-            reply = await self._send(untouched, outcome, body)
+            reply = await self._upstreams.send(untouched, outcome, body)
         return relayed(reply, reply)
-
-    async def _send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
-        """Ask the upstream; its status and its time go onto the outcome."""
-        started_s = self._clock.monotonic()
-        outcome.upstream_calls += 1
-        try:
-            reply = await self._transport_of(request).send(request, body)
-        finally:
-            outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
-        outcome.upstream_status = reply.status
-        return reply
 
     # --- what changes something ---------------------------------------------------------------------------------------
 
@@ -177,7 +161,7 @@ class Flow:
         scopes, owner = self._scopes(request, write.scopes), self._owner(request, write.credential)
 
         async def forward() -> tuple[Answer, Verdict]:
-            reply = await self._send(dataclasses.replace(request, body=None), outcome, body)
+            reply = await self._upstreams.send(dataclasses.replace(request, body=None), outcome, body)
             text, rest = await start_of(reply, self._max_answer_bytes)
             return relayed(reply, text if rest is None else rest), self._verdict(write, reply, text)
 
@@ -202,21 +186,21 @@ class Flow:
     def _verdict(self, write: Write, reply: UpstreamReply, text: bytes) -> Verdict:
         grpc_code = reply.grpc_status.code if reply.grpc_status is not None else None
         try:
-            content = decoded(text, _values(reply, b"content-encoding"), self._max_answer_bytes)
+            content = content_of(reply, text, self._max_answer_bytes)
         except NotStorable:
             content = b""
         return write.verdict(reply.status, grpc_code, content)
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> "_Job":
+    def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> Job:
         """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
-        origin = self._transport_of(request).origin.encode()
+        origin = self._upstreams.transport_of(request).origin.encode()
         purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         keys = tuple(item_key(self._secret, common, item) for item in plan.items)
         outcome.items = len(keys)
-        return _Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
+        return Job(request, plan, wishes, outcome, keys, self._scopes(request, plan.scopes))
 
     def _scopes(self, request: Request, names: Sequence[ScopeName]) -> tuple[bytes, ...]:
         """Scopes as Redis may see them: shared by protocols, credentials and replicas, and telling no name."""
@@ -226,7 +210,7 @@ class Flow:
     def _owner(self, request: Request, credential: bytes) -> bytes:
         return item_key(self._secret, self._endpoints[request.upstream], prefixed((b"credential", credential)))
 
-    async def _read(self, job: "_Job") -> Answer:
+    async def _read(self, job: Job) -> Answer:
         """Look all items up at once; answer from what is there, or fetch what is missing."""
         outcome = job.outcome
         now_unix_ms = self._now_unix_ms()
@@ -241,22 +225,20 @@ class Flow:
         outcome.state = CacheState.PARTIAL if outcome.hits else CacheState.MISS
         return await self._fetch(job, usable, missing)
 
-    async def _look_up(self, job: "_Job", now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
+    async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
-        if job.scopes:
-            found = await self._voidable.read(job.keys, job.scopes)
-            job.tokens, job.is_held = found.tokens, found.is_held
-        else:
-            found = await self._tiers.read(job.keys)
+        found, usable = await self._fetcher.look_up(job, job.keys, now_unix_ms)
+        job.tokens, job.is_held = found.tokens, found.is_held
+        job.unusable = frozenset(found.rejected | found.entries.keys() - usable.keys())
         job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok
-        return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
+        return found, usable
 
-    def _joined(self, job: "_Job", rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
+    def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
         outcome = job.outcome
         outcome.request_id = self._request_id()
-        outcome.origins = tuple(dict.fromkeys(entry.row.origin for entry in from_cache.values() if entry.row.origin))
-        outcome.tokens_saved = sum(
+        outcome.origins = tuple(dict.fromkeys(rows[key].origin for key in job.keys if rows[key].origin))
+        outcome.tokens_saved += sum(
             dict(from_cache[key].row.usage).get("total_tokens", 0) for key in job.keys if key in from_cache
         )
         text = job.plan.join([rows[key] for key in job.keys], outcome.request_id)
@@ -265,134 +247,58 @@ class Flow:
 
     # --- from the upstream --------------------------------------------------------------------------------------------
 
-    async def _fetch(self, job: "_Job", usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
-        """One request for the items at positions *missing*; its answer goes on as it is if that is what was asked."""
+    async def _fetch(self, job: Job, usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
+        """Have the items at positions *missing* fetched; the upstream's answer goes on as it is if that was all."""
         outcome, is_plain = job.outcome, job.plan.plain is None
-        outcome.forwarded = len(missing)
-        is_whole = is_plain and len(missing) == len(job.keys)
-        reply = await self._send_read(job, job.plan.narrowed(missing))
-        text, rows = await self._judged(job, reply, missing)
-        if rows is None:
+        landing = await self._fetcher.fetch(job, missing)
+        is_whole = is_plain and len(landing.positions) == len(job.keys)
+        outcome.detail = landing.detail
+        if landing.rows is None:
             outcome.forget_hits()  # the answer will be the upstream's alone
-            if is_whole or (is_plain and outcome.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
-                return relayed(reply, text)
+            if landing.answer is not None:
+                if is_whole or (is_plain and landing.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
+                    return landing.answer
+                landing.close()
             # What the client wants cannot be made of an answer that is not right: ask just as it did.
-            reply.close()
-            outcome.forwarded = len(job.keys)
-            whole = await self._send_read(job, job.request.body or b"")
+            outcome.forwarded, outcome.coalesced = len(job.keys), 0
+            whole = await self._upstreams.send_read(job, job.request.body or b"")
             return relayed(whole, whole)
-        fresh = self._entries(job, missing, rows)
-        if is_whole:
-            answer = relayed(reply, text)
+        self._accepted(job)
+        if is_whole and landing.answer is not None:
+            answer = landing.answer
         else:
-            kept = {key: entry.row for key, entry in usable.items()}
-            answer = self._joined(job, kept | {key: entry.row for key, entry in fresh.items()}, usable)
-        return self._storing(job, fresh, answer)
+            answer = self._joined(job, {key: entry.row for key, entry in usable.items()} | {**landing.rows}, usable)
+        answer.after = landing.store
+        return answer
 
-    async def _send_read(self, job: "_Job", content: bytes) -> UpstreamReply:
-        """Send a request that changes nothing upstream, once more if a kept connection closed under it."""
-        request = dataclasses.replace(job.request, headers=narrowed_codings(job.request), body=content or None)
-        try:
-            return await self._send(request, job.outcome)
-        except UpstreamError as error:
-            if not error.retryable:
-                raise
-            return await self._send(request, job.outcome)
-
-    async def _judged(
-        self, job: "_Job", reply: UpstreamReply, positions: Sequence[int]
-    ) -> tuple[bytes | Stream, tuple[Row, ...] | None]:
-        """The body, read or not, to pass on as it came; and its rows, if the answer is complete and right."""
-        objection = job.plan.refusal(reply.status, reply.headers)
-        if objection is not None:
-            job.outcome.detail = objection
-            return reply, None
-        text, rest = await start_of(reply, self._max_answer_bytes)
-        if rest is not None:
-            job.outcome.detail = Refusal.TOO_LARGE
-            return rest, None
-        try:
-            content = decoded(text, _values(reply, b"content-encoding"), self._max_answer_bytes)
-            return text, job.plan.split(content, positions)
-        except NotStorable as verdict:
-            job.outcome.detail = verdict.refusal
-            return text, None
-
-    def _entries(self, job: "_Job", positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
-        """*rows* to be kept; they are proof that the upstream has accepted the credential."""
+    def _accepted(self, job: Job) -> None:
+        """Rows that are right are proof that the upstream accepts the credential."""
         self._leases.note(self._owner(job.request, job.plan.credential))
-        ttl_s = self._lifetime(job.plan.operation, job.plan.model)
-        now_unix_ms = self._now_unix_ms()
-        generation = b"".join(job.tokens or ())
-        return {
-            job.keys[at]: Entry(row, now_unix_ms, jittered_ms(ttl_s, self._jitter, self._random_unit()), generation)
-            for at, row in zip(positions, rows, strict=True)
-        }
-
-    def _storing(self, job: "_Job", entries: Mapping[bytes, Entry], answer: Answer) -> Answer:
-        """*answer*, after which *entries* are kept, unless a write or a switch to bypass came meanwhile."""
         if job.is_held:
             job.outcome.detail = job.outcome.detail or Refusal.SETTLING
-        if job.scopes and job.tokens is None:
-            return answer
-        job.outcome.stored = True
-
-        def store() -> None:
-            if self._modes.mode(job.request.upstream, job.plan.operation) is Mode.BYPASS:
-                return
-            if job.scopes:
-                self._voidable.fill(entries, job.scopes, job.tokens)
-            else:
-                self._tiers.fill(entries)
-
-        answer.after = store
-        return answer
 
     # --- shadow -------------------------------------------------------------------------------------------------------
 
-    async def _shadow(self, job: "_Job") -> Answer:
+    async def _shadow(self, job: Job) -> Answer:
         """Forward the request as it is, count what the cache would have said, keep what came."""
         outcome = job.outcome
         _, usable = await self._look_up(job, self._now_unix_ms())
         outcome.forwarded = len(job.first_positions)
         outcome.shadow_hits = sum(key in usable for key in job.keys)
-        positions = range(len(job.keys))
-        reply = await self._send_read(job, job.request.body or b"")
-        text, rows = await self._judged(job, reply, positions)
-        answer = relayed(reply, text)
-        outcome.detail = outcome.detail or PassReason.SHADOW
-        if rows is None:
+        landing = await self._asker.ask(job, range(len(job.keys)), job.request.body or b"")
+        outcome.detail = landing.detail or PassReason.SHADOW
+        answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
+        if landing.rows is None:
             return answer
-        fresh = self._entries(job, positions, rows)
+        self._accepted(job)
         outcome.shadow_mismatches = sum(
-            usable[key].row.differs(entry.row) for key, entry in fresh.items() if key in usable
+            usable[key].row.differs(row) for key, row in landing.rows.items() if key in usable
         )
-        return self._storing(job, fresh, answer)
+        answer.after = landing.store
+        return answer
 
     def _now_unix_ms(self) -> int:
         return int(self._clock.wall() * 1000)
-
-
-@dataclasses.dataclass(slots=True)
-class _Job:
-    """A planned read on its way, with its keys in the client's order."""
-
-    request: Request
-    plan: Read
-    wishes: Directives
-    outcome: Outcome
-    keys: tuple[bytes, ...]
-    scopes: tuple[bytes, ...]
-    tokens: Tokens | None = None
-    is_held: bool = False
-
-    @property
-    def first_positions(self) -> dict[bytes, int]:
-        """Each distinct key with the first position that has it: a text that stands twice is asked for once."""
-        positions: dict[bytes, int] = {}
-        for position, key in enumerate(self.keys):
-            positions.setdefault(key, position)
-        return positions
 
 
 def _let_go(unit: "asyncio.Task[Answer | ProxyError]") -> None:
@@ -418,7 +324,3 @@ def _count_hits(
     if usable:
         outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in usable.values()) // 1000
         outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in usable.values()) // 1000
-
-
-def _values(reply: UpstreamReply, name: bytes) -> tuple[bytes, ...]:
-    return tuple(value for line, value in reply.headers if line.lower() == name)

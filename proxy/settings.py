@@ -146,6 +146,16 @@ class Limits(Section):
     """How long a client may take nothing of an answer that waits for it; then the connection is broken."""
 
 
+class Flights(Section):
+    """Concurrent misses of one item are one upstream request."""
+
+    lease_s: float = Field(2.0, ge=0, le=60)
+    """How long an item stays claimed by a worker that does not renew its claim: the most by which one that was killed
+    delays others. Zero: every worker fetches for itself."""
+    uncacheable_s: float = Field(10.0, ge=0, le=600)
+    """After an answer that could not be kept, requests for the same item go on their own for so long."""
+
+
 class Memory(Section):
     """The tier inside each worker."""
 
@@ -281,6 +291,7 @@ class Settings(Section):
     breaker: Breaker = Breaker()
     upstream: UpstreamLimits = UpstreamLimits()
     limits: Limits = Limits()
+    flights: Flights = Flights()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
     vector: Vector = Vector()

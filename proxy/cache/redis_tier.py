@@ -15,6 +15,7 @@ from typing import TypeVar
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -49,6 +50,40 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
+# KEYS: n claims, n entries. ARGV: owner, lease in ms, n, n times whether to look for the entry.
+# Answers: 1 claimed, 0 held by another, 2 the entry is there, 3 nobody need claim it.
+_CLAIM = """
+local n, answers = tonumber(ARGV[3]), {}
+for i = 1, n do
+  if ARGV[3 + i] == '1' and redis.call('EXISTS', KEYS[n + i]) == 1 then
+    answers[i] = 2
+  elseif redis.call('SET', KEYS[i], ARGV[1], 'NX', 'PX', ARGV[2]) then
+    answers[i] = 1
+  else
+    local holder = redis.call('GET', KEYS[i])
+    answers[i] = holder == ARGV[1] and 1 or holder == '' and 3 or 0
+  end
+end
+return answers
+"""
+
+# KEYS: claims. ARGV: owner, and for those that are the owner's a new lease in ms.
+_RENEW = """
+for i = 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+end
+return 1
+"""
+
+# KEYS: claims. ARGV: owner, and for how many ms nobody need claim them: an empty value says so.
+_RELEASE = """
+for i = 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then
+    if ARGV[2] == '0' then redis.call('DEL', KEYS[i]) else redis.call('SET', KEYS[i], '', 'PX', ARGV[2]) end
+  end
+end
+return 1
+"""
 # How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
 # that is slow, but always just in time, hold a request for as long as the queue before it.
 _PATIENCE = 4
@@ -115,7 +150,11 @@ class RedisTier:
         self._redis: Redis = Redis(connection_pool=self._pool)
         self._prefix = entries_prefix(prefix.encode("ascii"))
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
+        self._claims = prefix.encode("ascii") + b":c:"
         self._fill = self._redis.register_script(_FILL)
+        self._claim = self._redis.register_script(_CLAIM)
+        self._renew = self._redis.register_script(_RENEW)
+        self._release = self._redis.register_script(_RELEASE)
         self._guard = guard
         self._wait_s = _PATIENCE * deadline_s
         self._on_rejected = on_rejected
@@ -223,6 +262,43 @@ class RedisTier:
             return None
         return tuple(token if isinstance(token, bytes) else None for token in replaced)
 
+    async def claim(
+        self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
+    ) -> list[int] | None:
+        """
+        For each of *keys*: the value of a ``claims.Claim``; ``None``: Redis was no help.
+
+        *entries* are the entries' keys, ``None`` where it does not matter whether there is one.
+        """
+
+        async def send() -> object:
+            names = [*map(self._claim_name, keys), *(self._name(entry or b"") for entry in entries)]
+            looks = [0 if entry is None else 1 for entry in entries]
+            return await self._asked(self._claim(keys=names, args=[owner, lease_ms, len(keys), *looks]))
+
+        try:
+            async with self._place(self._read_places):
+                answers = await self._guard.run(send, vouches=False)
+        except Unavailable:
+            return None
+        return answers if isinstance(answers, list) and len(answers) == len(keys) else None
+
+    async def renew(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
+        """Let those of *keys* that *owner* holds be held for another *lease_ms*."""
+        await self._of_claims(self._renew, keys, owner, lease_ms)
+
+    async def release(self, keys: Sequence[bytes], owner: bytes, nobody_ms: int = 0) -> None:
+        """Give up those of *keys* that *owner* holds; for *nobody_ms* everybody who claims them is told to go on."""
+        await self._of_claims(self._release, keys, owner, nobody_ms)
+
+    async def _of_claims(self, script: AsyncScript, keys: Sequence[bytes], owner: bytes, span_ms: int) -> None:
+        async def send() -> object:
+            return await self._asked(script(keys=list(map(self._claim_name, keys)), args=[owner, span_ms]))
+
+        with contextlib.suppress(Unavailable):
+            async with self._write_places:
+                await self._guard.run(send, vouches=False)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._pool.disconnect()
@@ -268,6 +344,9 @@ class RedisTier:
                 return await self._guard.run(fetch)
         except Unavailable:
             return None
+
+    def _claim_name(self, key: bytes) -> bytes:
+        return self._claims + base64.urlsafe_b64encode(key).rstrip(b"=")
 
     @contextlib.asynccontextmanager
     async def _place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:

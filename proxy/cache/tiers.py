@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from proxy.cache.codec import Codec, Rejected
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import RedisTier
+from proxy.core.answer import nothing
 from proxy.core.entry import Entry
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
@@ -18,6 +19,8 @@ class Found:
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
     from_memory: set[bytes] = field(default_factory=set)
+    rejected: set[bytes] = field(default_factory=set)
+    """Keys under which something stands that is no entry of ours."""
     redis_ok: bool = True
     """False when Redis was needed and could not be asked."""
     redis_s: float = 0.0
@@ -65,18 +68,20 @@ class Tiers:
             await self._read_redis(self._redis, absent, found)
         return found
 
-    def fill(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep *entries*: in memory at once, in Redis in the background."""
+    def fill(self, entries: Mapping[bytes, Entry], done: Callable[[], None] = nothing) -> None:
+        """Keep *entries*: in memory at once, in Redis in the background; *done* is called when that is over."""
         now_unix_ms = self._now_unix_ms()
         for key, entry in entries.items():
             self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
         if self._redis is None:
+            done()
             return
         if self._pending_stores >= self._max_pending_stores:
             self._telemetry.stored(0, failed=len(entries))
+            done()
             return
         self._pending_stores += 1
-        self._tasks.start(self._write_redis(self._redis, entries))
+        self._tasks.start(self._write_redis(self._redis, entries, done))
 
     async def close(self) -> None:
         """Let go of Redis; pending writes are the caller's to wait for."""
@@ -91,21 +96,20 @@ class Tiers:
             found.redis_ok = False
             return
         now_unix_ms = self._now_unix_ms()
-        rejected = 0
         for key, sealed in zip(keys, values, strict=True):
             if sealed is None:
                 continue
             try:
                 entry = self._codec.open(key, sealed)
             except Rejected:
-                rejected += 1
+                found.rejected.add(key)
                 continue
             found.entries[key] = entry
             self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
-        if rejected:
-            self._telemetry.entries_rejected(rejected)
+        if found.rejected:
+            self._telemetry.entries_rejected(len(found.rejected))
 
-    async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry]) -> None:
+    async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry], done: Callable[[], None]) -> None:
         try:
             sealed = [(key, self._codec.seal(key, entry), entry.ttl_ms) for key, entry in entries.items()]
             values = [(key, value, ttl_ms) for key, value, ttl_ms in sealed if value is not None]
@@ -113,6 +117,7 @@ class Tiers:
             self._telemetry.stored(written, failed=len(values) - written)
         finally:
             self._pending_stores -= 1
+            done()
 
     def _now_unix_ms(self) -> int:
         return int(self._wall() * 1000)

@@ -14,6 +14,7 @@ from proxy.cache.codec import Codec, Rejected
 from proxy.cache.generations import Generations, Scope
 from proxy.cache.redis_tier import RedisTier, Tokens
 from proxy.cache.tiers import Found
+from proxy.core.answer import nothing
 from proxy.core.entry import Entry
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
@@ -75,15 +76,27 @@ class VoidableTier:
         found.redis_s = time.perf_counter() - started_s
         return found
 
-    def fill(self, entries: Mapping[bytes, Entry], scopes: Sequence[Scope], tokens: Tokens | None) -> None:
-        """Keep *entries* in the background if *tokens* are still the ones in Redis and nothing holds."""
+    def fill(
+        self,
+        entries: Mapping[bytes, Entry],
+        scopes: Sequence[Scope],
+        tokens: Tokens | None,
+        done: Callable[[], None] = nothing,
+    ) -> None:
+        """
+        Keep *entries* in the background if *tokens* are still the ones in Redis and nothing holds.
+
+        *done* is called when that is over.
+        """
         if self._redis is None or tokens is None:
+            done()
             return
         if self._pending_stores >= self._max_pending_stores:
             self._telemetry.stored(0, failed=len(entries))
+            done()
             return
         self._pending_stores += 1
-        self._tasks.start(self._fill(self._redis, entries, scopes, tokens))
+        self._tasks.start(self._fill(self._redis, entries, scopes, tokens, done))
 
     async def writing(
         self,
@@ -200,7 +213,12 @@ class VoidableTier:
                 found.entries[key] = entry
 
     async def _fill(
-        self, redis: RedisTier, entries: Mapping[bytes, Entry], scopes: Sequence[Scope], tokens: Tokens
+        self,
+        redis: RedisTier,
+        entries: Mapping[bytes, Entry],
+        scopes: Sequence[Scope],
+        tokens: Tokens,
+        done: Callable[[], None],
     ) -> None:
         try:
             if self._generations.is_untold(scopes) or self._fallen(scopes, tokens):
@@ -212,6 +230,7 @@ class VoidableTier:
                     self._telemetry.stored(int(kept), failed=0)
         finally:
             self._pending_stores -= 1
+            done()
 
     async def _void_and_end(self, scopes: Sequence[Scope]) -> None:
         await self._void(scopes)

@@ -40,9 +40,9 @@ class Outcome:
     hits_memory: int = 0
     hits_redis: int = 0
     forwarded: int = 0
-    """Items asked of the upstream."""
+    """Items asked of the upstream for this request."""
     coalesced: int = 0
-    """Items that waited on another request's flight."""
+    """Items that came, or failed to come, by another request's call: of this process or, by its entry, of another."""
     upstream_calls: int = 0
     upstream_status: int | None = None
     status: int = 0
@@ -56,6 +56,7 @@ class Outcome:
     ttl_s: int | None = None
     """Shortest remaining lifetime in the answer, seconds."""
     tokens_saved: int = 0
+    """Tokens of items that another request has paid for, earlier or just now."""
     shadow_hits: int = 0
     shadow_mismatches: int = 0
     request_id: str = ""
@@ -79,5 +80,5 @@ class Outcome:
     def forget_hits(self) -> None:
         """Nothing that was found will be in the answer."""
         self.state = CacheState.MISS
-        self.hits_memory = self.hits_redis = 0
+        self.hits_memory = self.hits_redis = self.tokens_saved = 0
         self.age_s = self.ttl_s = None

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 from proxy.core.answer import Answer, Stream
+from proxy.core.coding import decoded
 from proxy.core.ports import UpstreamReply
 
 
@@ -34,3 +35,9 @@ class _Resumed:
     def close(self) -> None:
         """Let go of the upstream."""
         self._reply.close()
+
+
+def content_of(reply: UpstreamReply, text: bytes, limit: int) -> bytes:
+    """The whole body *text* of *reply* without its content coding. Raises NotStorable."""
+    codings = tuple(value for name, value in reply.headers if name.lower() == b"content-encoding")
+    return decoded(text, codings, limit)

@@ -113,7 +113,7 @@ async def _flushed(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _wrong_types(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
-    for key in redis.dump():
+    for key in redis.entries():
         redis.command("DEL", key)
         redis.command("LPUSH", key, "not", "a", "string")
     yield
@@ -121,7 +121,7 @@ async def _wrong_types(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]
 
 @contextlib.asynccontextmanager
 async def _foreign_values(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
-    first, *others = redis.keys()
+    first, *others = redis.entries()
     genuine = redis.command("GET", first)
     # Cut short, altered at the end, another key's, empty, and somebody's text.
     spoilt = [genuine[:20], genuine[:-1] + b"\x00", genuine, b"", b"hello" * 100]

@@ -96,13 +96,13 @@ async def test_r10_the_bypass_stores_nothing(redis_server: RedisServer, sim: Pro
     ):
         await load.warm_up()
         await asyncio.to_thread(proxy.mode, "bypass")
-        keys = _entries(redis_server)
+        keys = redis_server.entries()
         asked = sim.stats["requests"]
         async with load.running(rate=100, duration_s=1.0) as running:
             pass
         assert not running.report.errors, running.report.summary()
         assert sim.stats["requests"] == asked + running.report.count
-        assert _entries(redis_server) == keys
+        assert redis_server.entries() == keys
 
         reply = await load.ask(load.texts[0])
         assert "fwd=bypass" in reply.cache_status
@@ -229,8 +229,3 @@ async def test_max_age_and_min_fresh_are_kept_to(redis_server: RedisServer, sim:
         assert not (await load.ask("known", Cache_Control="max-age=0")).is_cached
         # What that brought is young again.
         assert (await load.ask("known", Cache_Control="max-age=1")).is_cached
-
-
-def _entries(redis: RedisServer) -> set[bytes]:
-    """The keys of entries; modes are shared under one of their own."""
-    return {key for key in redis.dump() if b":e:" in key}

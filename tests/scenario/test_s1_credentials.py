@@ -114,7 +114,7 @@ async def replicas(upstreams: list[RawUpstream], **env: str) -> AsyncIterator[tu
 
 
 async def wait_stored(redis: RedisServer, entries: int) -> None:
-    await wait_until(lambda: redis.command("DBSIZE") >= entries, what=f"{entries} entries in Redis")
+    await wait_until(lambda: len(redis.entries()) >= entries, what=f"{entries} entries in Redis")
 
 
 def body_for(target: str, *texts: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import random
 import re
 import struct
@@ -45,9 +46,9 @@ class Rig:
 
     async def fill(self, text: str) -> None:
         """Have *text* stored, and remember where."""
-        known = set(self.redis.keys())
+        known = set(self.redis.entries())
         assert await self.ask(text) == "miss"
-        (self.keys[text],) = await wait_until(lambda: set(self.redis.keys()) - known)
+        (self.keys[text],) = await wait_until(lambda: set(self.redis.entries()) - known)
         self.values[text] = self.redis.command("GET", self.keys[text])
         assert await self.ask(text) == "hit"
 
@@ -74,6 +75,10 @@ class Rig:
         assert "dashcache_breaker_open_workers 0.0" in metrics
         assert not re.search(r"^dashcache_redis_failures_total\{.*\} [^0]", metrics, re.MULTILINE)
         assert not [line for line in self.proxy.logs if line["level"] in ("warning", "error")]
+
+
+async def is_hit(rig: Rig) -> bool:
+    return await rig.ask("text 0") == "hit"
 
 
 @contextlib.asynccontextmanager
@@ -133,9 +138,9 @@ async def test_s9_entries_moved_or_made_by_others_are_misses() -> None:
             ProxyProcess(dashscope_url=upstream.url, redis_url=rig.redis.url, key_secret="another secret") as stranger,
             await RawClient.connect(stranger.http_port) as client,
         ):
-            known = set(rig.redis.keys())
+            known = set(rig.redis.entries())
             await client.request("POST", NATIVE, LINES, native("text 3"))
-            (theirs,) = await wait_until(lambda: set(rig.redis.keys()) - known)
+            (theirs,) = await wait_until(lambda: set(rig.redis.entries()) - known)
             await rig.spoil("text 3", rig.redis.command("GET", theirs))
 
 
@@ -167,8 +172,9 @@ async def test_s9_junk_is_a_miss() -> None:
             rig.redis.command("DEL", rig.keys["text 0"])
             rig.redis.command(command[0], rig.keys["text 0"], *command[1:])
             assert await rig.ask("text 0") == "miss"
-            await wait_until(lambda: rig.redis.command("TYPE", rig.keys["text 0"]) == b"string")
-            assert await rig.ask("text 0") == "hit"
+            # Not always by that miss: it may have shared a flight whose entry had been kept, and deleted here since.
+            await wait_until(functools.partial(is_hit, rig), what=f"a good entry after {command[0]}")
+            assert rig.redis.command("TYPE", rig.keys["text 0"]) == b"string"
 
 
 async def test_s9_even_with_the_right_tag_nothing_grows_or_lives_on() -> None:

@@ -235,6 +235,10 @@ class RedisServer:
         """Every key of every database, sorted."""
         return sorted(self.dump())
 
+    def entries(self) -> list[bytes]:
+        """The keys of the product's entries, sorted; its claims come and go beside them."""
+        return [key for key in self.keys() if b":e:" in key]
+
     def dump(self) -> dict[bytes, bytes]:
         """Every key of every database with all bytes of its value, to search for canaries; see `redis_dump`."""
         return dump_server(self.client)

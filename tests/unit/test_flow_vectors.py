@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from proxy.ask import Asker, Upstreams
+from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
+from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.leases import Leases
 from proxy.cache.voidable import VoidableTier
@@ -24,6 +27,7 @@ from proxy.core.purges import NO_MARKS
 from proxy.core.request import GRPC, Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ErrorCode, UpstreamError
+from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.server.http import Front
 from proxy.vendors.dashvector_grpc import SERVICE
@@ -147,23 +151,45 @@ class Rig:
             max_pending_stores=10,
         )
         ids = itertools.count()
+        clock = Clock(self.clock.monotonic, self.clock.wall)
+        tiers: Any = None  # nothing here is kept in memory
+        upstreams = Upstreams(lambda _: self.upstream, clock)  # type: ignore[arg-type,return-value]
+        asker = Asker(
+            upstreams=upstreams,
+            tiers=tiers,
+            voidable=self.voidable,
+            modes=self.quiet,
+            lifetime=lambda operation, model: 3_600.0,
+            jitter=0.1,
+            max_answer_bytes=MAX_ANSWER,
+            clock=clock,
+            random_unit=lambda: 0.5,
+        )
+        fetcher = Fetcher(
+            asker=asker,
+            flights=Flights(self.tasks, 10.0, self.clock.monotonic),
+            claims=Claims(None, self.tasks, 2.0, 10.0),
+            tiers=tiers,
+            voidable=self.voidable,
+            clock=clock,
+            max_answer_bytes=MAX_ANSWER,
+        )
         self.flow = Flow(
             routes=Adapters({"vectors": "dashvector"}, overfetch_topk=overfetch),
-            transport_of=lambda _: self.upstream,  # type: ignore[arg-type,return-value]
+            upstreams=upstreams,
+            asker=asker,
+            fetcher=fetcher,
             endpoints={"vectors": "vectors.test"},
-            tiers=None,  # type: ignore[arg-type]  nothing here is kept in memory
             voidable=self.voidable,
             leases=self.leases,
             tasks=self.tasks,
             modes=self.quiet,
             purges=NO_MARKS,
             secret=SECRET,
-            lifetime=lambda operation, model: 3_600.0,
-            jitter=0.1,
             max_key_body_bytes=100_000,
             max_answer_bytes=MAX_ANSWER,
             request_id=lambda: f"ours-{next(ids)}",
-            clock=Clock(self.clock.monotonic, self.clock.wall),
+            clock=clock,
         )
 
     async def ask(self, method: str, target: str, content: bytes | None = None, lines=LINES) -> tuple[Answer, Outcome]:
@@ -316,8 +342,17 @@ async def test_what_cannot_be_cut_is_asked_again_as_the_client_asked(wider):
     assert rig.upstream.sent[1].body == query(2)
     assert b"".join([piece async for piece in answer.body]) == documents(2)
     assert (outcome.state, outcome.stored, outcome.upstream_calls) == (CacheState.MISS, False, 2)
-    assert wider.is_closed
+    assert wider.is_closed == (len(wider.content) > MAX_ANSWER), "what was not read to its end is let go of"
     assert not rig.store.entries
+
+
+async def test_a_request_that_found_no_slot_is_no_call():
+    rig = Rig()
+    rig.upstream.replies = [UpstreamError(ErrorCode.UPSTREAM_BUSY, "too many", 503)]
+    outcome = Outcome()
+    with pytest.raises(UpstreamError, match="too many"):
+        await rig.flow.answer(Request("POST", f"{ONE}/query", LINES, "vectors"), Content(query()), outcome)
+    assert outcome.upstream_calls == 0
 
 
 async def test_shadow_forwards_what_the_client_asked_for():

@@ -15,12 +15,18 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "vendors": ({"core", "errors", "vendors"}, {"orjson", "msgspec", "numpy"}),
     "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis"}),
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
-    "flow": ({"core", "errors", "cache"}, set()),
+    "ask": ({"core", "errors", "cache"}, set()),
+    "fetch": ({"core", "errors", "cache", "ask"}, set()),
+    "flow": ({"core", "errors", "cache", "ask", "fetch"}, set()),
     "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
 
 # whoever replaces the library opens these files only
-SOLE_IMPORTER = {"redis": {"redis_tier.py"}, "pybreaker": {"guard.py"}, "cachetools": {"leases.py", "memory.py"}}
+SOLE_IMPORTER = {
+    "redis": {"redis_tier.py"},
+    "pybreaker": {"guard.py"},
+    "cachetools": {"flights.py", "leases.py", "memory.py"},
+}
 
 
 def _imports(path: Path) -> set[str]:

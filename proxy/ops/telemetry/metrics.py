@@ -125,7 +125,7 @@ class Metrics:
         calls = self._counter(
             "dashcache_operation_calls", "Upstream calls of an operation: made, or saved whole.", "operation", "result"
         )
-        tokens = self._counter("dashcache_tokens_saved", "Tokens that hits did not have to pay for.", "operation")
+        tokens = self._counter("dashcache_tokens_saved", "Tokens that did not have to be paid for again.", "operation")
         durations = Histogram(
             "dashcache_request_duration_seconds",
             "From the request's head to the answer's last byte.",

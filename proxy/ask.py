@@ -1,0 +1,261 @@
+"""
+One request to an upstream for some items: sent, judged, split into rows, and what is right on its way into the tiers.
+
+``Asker.ask`` makes a ``Landing`` of a ``Job``. Who asks, and who waits for whom, is ``fetch``'s business.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from proxy.cache.redis_tier import Tokens
+from proxy.cache.tiers import Tiers
+from proxy.cache.voidable import VoidableTier
+from proxy.core.answer import Answer, Body, Stream
+from proxy.core.coding import narrowed_codings
+from proxy.core.entry import Entry, Row
+from proxy.core.freshness import Directives, jittered_ms
+from proxy.core.modes import Mode
+from proxy.core.outcome import Outcome
+from proxy.core.plan import NotStorable, Read, Refusal
+from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
+from proxy.core.relay import content_of, relayed, start_of
+from proxy.core.request import Request
+from proxy.errors import ErrorCode, ProxyError, UpstreamError
+
+# What of a failure is read to hand it to several; a longer one is its first reader's alone.
+_MAX_SHARED_BYTES = 1 << 20
+_STORE_AT_LATEST_S = 0.05
+
+
+@dataclasses.dataclass(slots=True)
+class Job:
+    """A planned read on its way, with its keys in the client's order."""
+
+    request: Request
+    plan: Read
+    wishes: Directives
+    outcome: Outcome
+    keys: tuple[bytes, ...]
+    scopes: tuple[bytes, ...]
+    tokens: Tokens | None = None
+    is_held: bool = False
+    unusable: frozenset[bytes] = frozenset()
+    """Keys under which there is something that does not serve this request."""
+
+    @property
+    def first_positions(self) -> dict[bytes, int]:
+        """Each distinct key with the first position that has it: a text that stands twice is asked for once."""
+        positions: dict[bytes, int] = {}
+        for position, key in enumerate(self.keys):
+            positions.setdefault(key, position)
+        return positions
+
+    @property
+    def can_share(self) -> bool:
+        """Whether its answer may serve others too; not if nobody could tell whether it is older than a write."""
+        return not self.scopes or self.tokens is not None
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether an answer that is on its way already will do."""
+        return self.can_share and not self.wishes.no_cache
+
+    def flight(self, position: int) -> bytes:
+        """Under what others may wait for the item: its key, and the tokens that tell of writes."""
+        return self.keys[position] + b"".join(self.tokens or ())
+
+
+class Store:
+    """
+    What came, on its way into the tiers: once, when it is called.
+
+    *put* does it, and calls what it is given when that is over.
+    """
+
+    def __init__(self, put: Callable[[Callable[[], None]], None]) -> None:
+        self._put = put
+        self._is_begun = False
+        self._over = asyncio.Event()
+
+    def __call__(self) -> None:
+        """Begin, unless somebody has; to be called when the client has its answer."""
+        if self._is_begun:
+            return
+        self._is_begun = True
+        try:
+            self._put(self._over.set)
+        except BaseException:
+            self._over.set()
+            raise
+
+    async def over(self) -> None:
+        """Wait until it is over; it begins by itself soon, as whoever was to call it may have gone."""
+        timer = asyncio.get_running_loop().call_later(_STORE_AT_LATEST_S, self)
+        try:
+            await self._over.wait()
+        finally:
+            timer.cancel()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Landing:
+    """
+    What came of a request for some items, or of several.
+
+    ``rows`` is ``None`` when the answer was not complete and right, for the reason ``detail``, or when there was none,
+    for ``error``. ``answer`` is the upstream's own, to what was asked at ``positions``; ``None`` when the rows came in
+    several. ``stores`` keep what came.
+    """
+
+    positions: Sequence[int] = ()
+    answer: Answer | None = None
+    rows: Mapping[bytes, Row] | None = None
+    detail: str = ""
+    error: ProxyError | None = None
+    stores: tuple[Store, ...] = ()
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether a failure may be handed to everybody who waited: it says nothing of one request in particular."""
+        return self.error is not None or (
+            self.answer is not None and self.answer.status >= 500 and isinstance(self.answer.body, bytes)
+        )
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the upstream was not even asked: everybody is to do that on its own."""
+        return self.rows is None and self.answer is None and self.error is None
+
+    def store(self) -> None:
+        """Keep what came; calling it again does nothing."""
+        for store in self.stores:
+            store()
+
+    async def kept(self) -> None:
+        """Wait until what came is where others look for it."""
+        for store in self.stores:
+            await store.over()
+
+    def close(self) -> None:
+        """Let go of an answer that nobody will read."""
+        if self.answer is not None:
+            self.answer.close()
+
+
+class Upstreams:
+    """Sends requests on."""
+
+    def __init__(self, transport_of: TransportOf, clock: Clock) -> None:
+        self.transport_of = transport_of
+        self._clock = clock
+
+    async def send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
+        """Ask the upstream; its status and its time go onto the outcome."""
+        started_s = self._clock.monotonic()
+        outcome.upstream_calls += 1
+        try:
+            reply = await self.transport_of(request).send(request, body)
+        except UpstreamError as error:
+            if error.code is ErrorCode.UPSTREAM_BUSY:
+                outcome.upstream_calls -= 1  # refused by us: it was not called
+            raise
+        finally:
+            outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
+        outcome.upstream_status = reply.status
+        return reply
+
+    async def send_read(self, job: Job, content: bytes) -> UpstreamReply:
+        """Send a request that changes nothing upstream, once more if a kept connection closed under it."""
+        request = dataclasses.replace(job.request, headers=narrowed_codings(job.request), body=content or None)
+        try:
+            return await self.send(request, job.outcome)
+        except UpstreamError as error:
+            if not error.retryable:
+                raise
+            return await self.send(request, job.outcome)
+
+
+class Asker:
+    """Asks upstreams for items, and keeps what is right."""
+
+    def __init__(
+        self,
+        *,
+        upstreams: Upstreams,
+        tiers: Tiers,
+        voidable: VoidableTier,
+        modes: ModeSource,
+        lifetime: Lifetime,
+        jitter: float,
+        max_answer_bytes: int,
+        clock: Clock,
+        random_unit: Callable[[], float],
+    ) -> None:
+        self._upstreams = upstreams
+        self._tiers = tiers
+        self._voidable = voidable
+        self._modes = modes
+        self._lifetime = lifetime
+        self._jitter = jitter
+        self._max_answer_bytes = max_answer_bytes
+        self._clock = clock
+        self._random_unit = random_unit
+
+    async def ask(self, job: Job, positions: Sequence[int], content: bytes) -> Landing:
+        """
+        Ask with the body *content* for the items at *positions*.
+
+        Raises:
+            ProxyError: no answer could be had.
+        """
+        reply = await self._upstreams.send_read(job, content)
+        try:
+            body, rows, detail = await self._judged(job, reply, positions)
+        except BaseException:
+            reply.close()
+            raise
+        answer = relayed(reply, body)
+        if rows is None:
+            return Landing(positions, answer, detail=detail)
+        entries = self._entries(job, positions, rows)
+        stores = (self._store(job, entries),) if job.can_share else ()
+        job.outcome.stored = job.outcome.stored or bool(stores)
+        return Landing(positions, answer, {key: entry.row for key, entry in entries.items()}, stores=stores)
+
+    async def _judged(
+        self, job: Job, reply: UpstreamReply, positions: Sequence[int]
+    ) -> tuple[bytes | Stream, tuple[Row, ...] | None, str]:
+        """The body, read or not, to pass on as it came; its rows if the answer is complete and right; or why not."""
+        objection = job.plan.refusal(reply.status, reply.headers)
+        if objection is not None and reply.status < 500:
+            return reply, None, objection
+        text, rest = await start_of(reply, _MAX_SHARED_BYTES if objection else self._max_answer_bytes)
+        if objection is not None or rest is not None:
+            return text if rest is None else rest, None, objection or Refusal.TOO_LARGE
+        try:
+            return text, job.plan.split(content_of(reply, text, self._max_answer_bytes), positions), ""
+        except NotStorable as verdict:
+            return text, None, verdict.refusal
+
+    def _entries(self, job: Job, positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
+        ttl_s = self._lifetime(job.plan.operation, job.plan.model)
+        now_unix_ms = int(self._clock.wall() * 1000)
+        generation = b"".join(job.tokens or ())
+        return {
+            job.keys[at]: Entry(row, now_unix_ms, jittered_ms(ttl_s, self._jitter, self._random_unit()), generation)
+            for at, row in zip(positions, rows, strict=True)
+        }
+
+    def _store(self, job: Job, entries: Mapping[bytes, Entry]) -> Store:
+        """Keeps *entries*, unless a write or a switch to bypass came meanwhile."""
+
+        def put(done: Callable[[], None]) -> None:
+            if self._modes.mode(job.request.upstream, job.plan.operation) is Mode.BYPASS:
+                done()
+            elif job.scopes:
+                self._voidable.fill(entries, job.scopes, job.tokens, done)
+            else:
+                self._tiers.fill(entries, done)
+
+        return Store(put)
