@@ -63,12 +63,11 @@ class GrpcFront:
     async def listen(self, upstream: str, host: str, number: int, tls: Tls | None = None) -> int:
         """Serve *upstream* on one port, shared with the other workers; the port's number (0 lets the kernel choose)."""
         credentials = None if tls is None else _credentials(tls)
-        port = _Port(_AnyMethod(self, upstream), f"{_bracketed(host)}:{number}", credentials, self._options)
-        bound = await port.open()
-        port.address = f"{_bracketed(host)}:{bound}"
+        port = _Port(_AnyMethod(self, upstream), host, number, credentials, self._options)
+        port.number = await port.open()
         self._ports.append(port)
         self._tasks.start(port.keep(self._tasks, self._observer))
-        return bound
+        return port.number
 
     async def stop(
         self, grace_s: float, linger_s: float = 0.0, is_hastened: Callable[[], bool] = lambda: False
@@ -82,14 +81,14 @@ class GrpcFront:
         ports, self._ports = self._ports, []
         for port in ports:
             port.leave()
-        numbers = {int(port.address.rpartition(":")[2]) for port in ports}
-        listeners = listening_on(numbers)
+        addresses = {(port.host, port.number) for port in ports}
+        listeners = listening_on(addresses)
         for listener in listeners:
             let_nobody_in(listener.copy)
         await asyncio.sleep(SETTLE_S)
         for listener in listeners:
             take_away(listener)
-        await until(lambda: is_hastened() or connected_to(numbers) == 0, linger_s)
+        await until(lambda: is_hastened() or connected_to(addresses) == 0, linger_s, _LOOK_S)
         await asyncio.gather(*(port.stop(grace_s) for port in ports))
         await self._tasks.wait_done(grace_s)
 
@@ -209,8 +208,9 @@ class _Port:
     enough. Running calls go on; for at most ``_LOOK_S`` seconds only the other workers take new ones.
     """
 
-    def __init__(self, handler: _AnyMethod, address: str, credentials: object, options: _Options) -> None:
-        self.address = address
+    def __init__(self, handler: _AnyMethod, host: str, number: int, credentials: object, options: _Options) -> None:
+        self.host = host
+        self.number = number
         self._handler = handler
         self._credentials = credentials
         self._options = options
@@ -221,10 +221,11 @@ class _Port:
     async def open(self) -> int:
         """Bind and serve; raises RuntimeError when the address cannot be had."""
         server: Any = grpc.aio.server(handlers=(self._handler,), options=self._options)
+        address = f"{_bracketed(self.host)}:{self.number}"
         bound: int = (
-            server.add_insecure_port(self.address)
+            server.add_insecure_port(address)
             if self._credentials is None
-            else server.add_secure_port(self.address, self._credentials)
+            else server.add_secure_port(address, self._credentials)
         )
         await server.start()
         self._server = server

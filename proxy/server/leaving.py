@@ -8,13 +8,14 @@ the queue and every handshake under way. So nothing new is let in first, then th
 import asyncio
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SETTLE_S = 0.25
 """For handshakes under way to end, at any round trip up to this, and for the queue to be emptied."""
@@ -46,11 +47,11 @@ def let_nobody_in(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-async def until(condition: Callable[[], bool], limit_s: float) -> None:
-    """Return when *condition* holds, or after *limit_s* seconds."""
+async def until(condition: Callable[[], bool], limit_s: float, look_s: float = _LOOK_S) -> None:
+    """Return when *condition* holds, which is looked at every *look_s* seconds, or after *limit_s* seconds."""
     ends_s = time.monotonic() + limit_s
     while not condition() and time.monotonic() < ends_s:  # noqa: ASYNC110  a few times at the end of a process
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(look_s)
 
 
 class Found(NamedTuple):
@@ -60,17 +61,36 @@ class Found(NamedTuple):
     copy: socket.socket
 
 
-def listening_on(ports: Collection[int]) -> list[Found]:
-    """Sockets of this process that listen on *ports*, for a library that keeps its own; the copies are to be closed."""
-    return _found(lambda one: _listens(one) and one.getsockname()[1] in ports)
+Address = tuple[str, int]
+"""An IP address and a port's number. Two ports of one number may be of two protocols, at two addresses."""
 
 
-def connected_to(ports: Collection[int]) -> int:
-    """How many connections this process has accepted on *ports* and not closed."""
-    found = _found(lambda one: _is_tcp(one) and not _listens(one) and one.getsockname()[1] in ports)
+def listening_on(addresses: Collection[Address]) -> list[Found]:
+    """Sockets of this process that listen there, for a library that keeps its own; the copies are to be closed."""
+    wanted = {_plain(address) for address in addresses}
+    return _found(lambda one: _listens(one) and _plain(one.getsockname()) in wanted)
+
+
+def connected_to(addresses: Collection[Address]) -> int:
+    """How many connections this process has accepted there and not closed; dear where there are thousands."""
+    wanted = {_plain(address) for address in addresses}
+    everywhere = {port for host, port in wanted if host is None}
+
+    def is_ours(one: socket.socket) -> bool:
+        host, port = _plain(one.getsockname()) if _is_tcp(one) and not _listens(one) else (None, -1)
+        return port in everywhere or (host, port) in wanted
+
+    found = _found(is_ours)
     for _, copy in found:
         copy.close()
     return len(found)
+
+
+def _plain(address: Sequence[Any]) -> tuple[str | None, int]:
+    """*address* in one form, whatever the socket's family; None stands for all hosts."""
+    host = ipaddress.ip_address(address[0].partition("%")[0])
+    host = getattr(host, "ipv4_mapped", None) or host
+    return None if host.is_unspecified else str(host), address[1]
 
 
 def take_away(found: Found) -> None:
@@ -79,8 +99,11 @@ def take_away(found: Found) -> None:
 
     For a library that can only stop listening by ending its connections too.
     """
-    with found.copy, socket.socket(found.copy.family, socket.SOCK_STREAM) as nothing:
-        os.dup2(nothing.fileno(), found.number, inheritable=False)
+    nothing = socket.socket(found.copy.family, socket.SOCK_STREAM)
+    with found.copy, nothing, contextlib.suppress(OSError):
+        # Should the owner have closed it meanwhile, the number may be a connection's by now.
+        if os.path.sameopenfile(found.number, found.copy.fileno()):
+            os.dup2(nothing.fileno(), found.number, inheritable=False)
 
 
 def _found(wanted: Callable[[socket.socket], bool]) -> list[Found]:
