@@ -200,7 +200,7 @@ class DataServer(web.Server):
             return await front.handle(raw, intake)
 
         super().__init__(handle, handler_cancellation=True)
-        self.open = 0
+        self.open: set[_Connection] = set()
         self._front = front
         self._protocol_options: dict[str, Any] = {
             "auto_decompress": False,
@@ -214,7 +214,12 @@ class DataServer(web.Server):
     @property
     def has_all_asked(self) -> bool:
         """Whether every connection has brought a request by now."""
-        return all(connection.has_asked for connection in self.connections if isinstance(connection, _Connection))
+        return all(connection.has_asked for connection in self.open)
+
+    def break_off(self) -> None:
+        """End every connection as it is, and with it the request that runs on it."""
+        for connection in tuple(self.open):
+            connection.watch.abort()
 
     def __call__(self) -> RequestHandler:
         """One connection."""
@@ -248,14 +253,19 @@ class HttpPort(web.ServerRunner):
     @property
     def connections(self) -> int:
         """How many are open; TLS counts when the handshake is over."""
-        return self._data_server.open
+        return len(self._data_server.open)
 
     async def end(self, within_s: float) -> None:
         """Close idle connections; let running requests end, for at most *within_s* seconds, and their answers leave."""
-        # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
-        await until(lambda: self._data_server.has_all_asked, _FIRST_REQUEST_S)
-        await self.cleanup()
-        await until(lambda: self._data_server.open == 0, within_s)
+        # aiohttp waits for a handler twice as long as it is told, or for ever, and not at all for bytes to leave.
+        breaking = asyncio.get_running_loop().call_later(within_s, self._data_server.break_off)
+        try:
+            # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
+            await until(lambda: self._data_server.has_all_asked, min(within_s, _FIRST_REQUEST_S))
+            await self.cleanup()
+            await until(lambda: not self._data_server.open, within_s)
+        finally:
+            breaking.cancel()
 
 
 _BACKLOG = 1024
@@ -281,11 +291,11 @@ class _Connection(RequestHandler):
         if self._front.clients.has_room(line, self._front.no_room):
             super().connection_made(transport)
             self.watch = Watch(line, self._front.clients)
-            self._server.open += 1
+            self._server.open.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop, when everything that was written has left or cannot."""
-        self._server.open -= 1
+        self._server.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
 
