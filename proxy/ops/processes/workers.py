@@ -45,7 +45,12 @@ _SERVE_S = 30.0
 # Beyond the first restart nobody is left waiting for a worker that may never come.
 _PATIENT_S = 0.1
 
+# Old workers of one place, each with all its memory; a further reload waits until one of them has ended.
+_MOST_LEAVING = 2
+
 Sockets = list[socket.socket | None]
+Greeting = Callable[[int], Hello]
+"""The number of a place to the first message for its worker."""
 
 
 class NotReplacedError(Exception):
@@ -54,9 +59,14 @@ class NotReplacedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One place in the team: always taken, until all stop. Only the current *keeper* fills it."""
+    """
+    One place in the team: always taken, until all stop. Only the current *keeper* fills it.
+
+    *hello* is of the settings that are in force here: while others are put in force, not every place has the same.
+    """
 
     number: int
+    hello: Greeting
     sockets: Sockets = field(default_factory=list)
     keeper: "asyncio.Task[None] | None" = None
     worker: "Worker | None" = None
@@ -93,7 +103,7 @@ class Workers:
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
-        hello: Callable[[int], Hello],
+        hello: Greeting,
         changed: Callable[[], None],
         died: Callable[[int], Awaitable[None]],
         drain_s: float,
@@ -104,14 +114,14 @@ class Workers:
         self.serve_s = _SERVE_S
         self._command = command
         self._environment = environment
-        self._hello = hello
         self._changed = changed
         self._died = died
         self._drain_s = drain_s
         self._tasks = tasks
         self._sockets = sockets
         self._running: set[Worker] = set()
-        self._places = [Place(number) for number in range(1, count + 1)]
+        self._places = [Place(number, hello) for number in range(1, count + 1)]
+        self._replacing = asyncio.Lock()
         self._version = 0
         self._is_last_call = False
         self._stopping = asyncio.Event()
@@ -169,7 +179,7 @@ class Workers:
             await _first(self._hurry.wait(), self._stopping.wait(), self._tasks, timeout_s=for_s)
 
     async def stop(self) -> None:
-        """Drain all and wait for their end; whoever does not end in time is killed."""
+        """Drain all and wait for their end, also of who is just being started; who does not end in time is killed."""
         self._stopping.set()
         for place in self._places:
             # Before the workers close theirs: nobody would accept what came in after that.
@@ -179,6 +189,8 @@ class Workers:
             if worker.leaving.is_set():  # replaced, and still lingering
                 worker.channel.send(Drain(self._drain_s))
             self._retire(worker, Drain(self._drain_s))
+        async with self._replacing:  # whoever is in the middle of it gives up
+            pass
         keepers = [place.keeper for place in self._places if place.keeper is not None]
         ended = [worker.ended for worker in self._running if worker.ended is not None]
         await asyncio.gather(*keepers, *ended)
@@ -187,32 +199,39 @@ class Workers:
         """Give the workers a second, not more."""
         self._hurry.set()
 
-    async def replace_all(self, hello: Callable[[int], Hello], drain_s: float, linger_s: float) -> None:
+    async def replace_all(self, hello: Greeting, drain_s: float, linger_s: float) -> None:
         """
         Replace one worker after the other by one that is told *hello*: it serves before its predecessor drains.
 
         Raises:
             NotReplacedError: one did not come to serve. Those of before go on, or are started again.
         """
-        before, self._hello = self._hello, hello
-        replaced: list[Place] = []
-        try:
-            for place in self._places:
-                await self._replace(place, linger_s)
-                replaced.append(place)
-        except NotReplacedError:
-            self._hello = before
-            for place in replaced:
-                with contextlib.suppress(NotReplacedError):
-                    await self._replace(place, linger_s)
-            raise
-        self._drain_s = drain_s
+        replaced: list[tuple[Place, Greeting]] = []
+        async with self._replacing:
+            try:
+                for place in self._places:
+                    before = place.hello
+                    await self._replace(place, hello, linger_s)
+                    replaced.append((place, before))
+            except NotReplacedError:
+                for place, before in replaced:
+                    await self._give_back(place, before, linger_s)
+                raise
+            self._drain_s = drain_s
 
-    async def _replace(self, place: Place, linger_s: float) -> None:
-        if self._stopping.is_set():
-            raise NotReplacedError("the proxy is ending")
+    async def _give_back(self, place: Place, hello: Greeting, linger_s: float) -> None:
         try:
-            new = await self._spawn(place)
+            await self._replace(place, hello, linger_s)
+        except NotReplacedError as error:
+            # To serve with settings that the other places do not have is better than not to serve.
+            place.hello = hello
+            if not self._stopping.is_set():
+                logger().error("reload_not_undone", worker=place.number, reason=str(error))
+
+    async def _replace(self, place: Place, hello: Greeting, linger_s: float) -> None:
+        await self._wait_room(place)
+        try:
+            new = await self._spawn(place, hello)
         except OSError as error:
             raise NotReplacedError(f"worker {place.number} could not be started: {error.strerror or error}") from error
         try:
@@ -225,7 +244,7 @@ class Workers:
         if not new.serves or self._stopping.is_set():
             raise NotReplacedError(await self._gave_up(new))
         # The old one's keeper sees that the place is no longer its own, and does not fill it again.
-        old, place.worker = place.worker, new
+        old, place.worker, place.hello = place.worker, new, hello
         place.keeper = self._tasks.start(self._keep(place, new))
         if old is not None:
             self._retire(old, Drain(self._drain_s, linger_s, is_replaced=True))
@@ -242,6 +261,16 @@ class Workers:
             return f"worker {number} did not serve within {self.serve_s:g} s"
         status = await new.ended if new.ended is not None else None
         return f"worker {number} ended with status {status} before it served"
+
+    async def _wait_room(self, place: Place) -> None:
+        """Return when not too many replaced workers linger at *place*."""
+        while not self._stopping.is_set():
+            leaving = [other for other in self._running if other.place is place and other.leaving.is_set()]
+            if len(leaving) < _MOST_LEAVING:
+                return
+            ended = [other.ended for other in leaving if other.ended is not None]
+            await _first(asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED), self._stopping.wait(), self._tasks)
+        raise NotReplacedError("the proxy is ending")
 
     def _retire(self, worker: Worker, order: Drain) -> None:
         if not worker.leaving.is_set():
@@ -260,7 +289,7 @@ class Workers:
         while not self._stopping.is_set() and place.keeper is me:
             started_s, status = time.monotonic(), None
             try:
-                worker = worker or await self._spawn(place)
+                worker = worker or await self._spawn(place, place.hello)
                 if place.keeper is me:
                     place.worker = worker
                 else:  # a successor came to serve while this one was being started
@@ -278,13 +307,14 @@ class Workers:
                 place.sockets = []
             await _first(self._stopping.wait(), asyncio.sleep(wait_s), self._tasks)
 
-    async def _spawn(self, place: Place) -> Worker:
+    async def _spawn(self, place: Place, hello: Greeting) -> Worker:
         """Start a process for *place*; it counts from now on. Raises OSError."""
         if not place.sockets and not self._stopping.is_set():
             place.sockets = self._sockets()
         ours, theirs = socket.socketpair()
-        numbers = tuple(-1 if one is None else one.fileno() for one in place.sockets)
         with theirs:
+            channel = await supervisor_end(ours)
+            numbers = tuple(-1 if one is None else one.fileno() for one in place.sockets)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -294,10 +324,9 @@ class Workers:
                     process_group=0,  # Ctrl-C in a terminal goes to a whole group; workers are told by us
                 )
             except BaseException:
-                ours.close()
+                channel.close()
                 raise
-        channel = await supervisor_end(ours)
-        channel.send(msgspec.structs.replace(self._hello(place.number), sockets=numbers))
+        channel.send(msgspec.structs.replace(hello(place.number), sockets=numbers))
         worker = Worker(place, process, channel)
         self._running.add(worker)
         worker.ended = self._tasks.start(self._watch(worker))
