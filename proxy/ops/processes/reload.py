@@ -58,6 +58,8 @@ class Reloader:
         self._state = state
         self._replace = replace
         self._is_wanted_again = False
+        self._over = asyncio.Event()
+        """Set when a reload has ended, in whatever way."""
         state.loaded_unix_s = time.time()
 
     async def reload(self) -> None:
@@ -74,22 +76,23 @@ class Reloader:
             raise
 
     async def by_signal(self) -> None:
-        """The same for who cannot be answered; asked while one is under way, another follows it."""
-        if self._state.is_reloading:
-            self._is_wanted_again = True
+        """The same for who cannot be answered; asked while one is under way, whoever wanted it, another follows it."""
+        if self._is_wanted_again:
             return
+        self._is_wanted_again = True
+        while self._state.is_reloading:
+            self._over.clear()
+            await self._over.wait()
+        self._is_wanted_again = False
         with contextlib.suppress(ReloadRefusedError):  # the log has it
             await self.reload()
-        if self._is_wanted_again:
-            self._is_wanted_again = False
-            await self.by_signal()
 
     async def _reload(self) -> None:
         if self._state.is_reloading or self._state.phase is not Phase.SERVING:
             busy = "a reload is under way" if self._state.is_reloading else f"the proxy is {self._state.phase}"
             raise ReloadRefusedError(409, "NotNow", [busy])
         self._state.is_reloading = True
-        began_s = time.monotonic()
+        began_s, read_unix_s = time.monotonic(), time.time()
         try:
             settings = await self._read()
             logger().info("reloading", workers=self._state.wanted)
@@ -99,8 +102,9 @@ class Reloader:
             raise ReloadRefusedError(500, "NotReplaced", [mistake]) from error
         finally:
             self._state.is_reloading = False
+            self._over.set()
         self.settings = settings
-        self._state.loaded_unix_s = time.time()
+        self._state.loaded_unix_s = read_unix_s
         logger().info("reloaded", workers=self._state.wanted, took_s=round(time.monotonic() - began_s, 3))
 
     async def _read(self) -> Settings:

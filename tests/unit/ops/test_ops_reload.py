@@ -1,11 +1,14 @@
 """Reloading, with a worker that does next to nothing: what is refused, what is taken up, and who serves meanwhile."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from pydantic import SecretStr
 
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import Hello
+from proxy.ops.processes.process import CONTROL_VARIABLE
 from proxy.ops.processes.reload import fixed_changes
 from proxy.ops.processes.workers import NotReplacedError, Workers
 from proxy.settings import Listen, Redis, Settings, UpstreamRule
@@ -107,6 +111,17 @@ def test_a_hangup_during_a_reload_means_another(rig: Rig) -> None:
     rig.proxy.wait_log("reloaded")
     rig.proxy.wait_log("reloaded", after=1 + [line["event"] for line in rig.proxy.logs].index("reloaded"))
     rig.wait_in_force({301})
+
+
+def test_a_hangup_during_a_reload_by_request_means_another(rig: Rig) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(rig.reload)
+        rig.proxy.wait_log("reloading")
+        rig.write(lines=302)
+        send_signal(rig.proxy.pid, signal.SIGHUP)
+        assert answer.result(20).status == 200
+    rig.proxy.wait_log("reloaded", after=1 + [line["event"] for line in rig.proxy.logs].index("reloaded"))
+    rig.wait_in_force({302})
 
 
 def test_a_bad_file_is_refused_with_every_mistake(rig: Rig) -> None:
@@ -204,24 +219,93 @@ def test_everything_that_needs_a_restart_is_known_and_no_value_is_named() -> Non
     assert list(fixed_changes(old, old)) == []
 
 
-async def test_workers_that_never_serve_are_given_up() -> None:
+SILENT = "import time; time.sleep(3600)"
+"""A worker that never serves."""
+DEAF = f"""
+import os, socket, time
+channel = socket.socket(fileno=int(os.environ["{CONTROL_VARIABLE}"]))
+channel.sendall(b'{{"type":"ready"}}\\n')
+time.sleep(3600)
+"""
+"""A worker that serves and does not end when it is told to."""
+
+
+@contextlib.asynccontextmanager
+async def one_worker(code: str, greeted: list[str]) -> AsyncIterator[Workers]:
+    """A team of one, that runs *code*; *greeted* gets the name of each greeting."""
     tasks = Tasks(lambda _: None)
 
     async def died(_pid: int) -> None:
         return None
 
-    def hello(number: int) -> Hello:
-        return Hello(number, 1, msgspec.Raw(b"{}"), (), b"", None, ())
-
-    command = (sys.executable, "-c", "import time; time.sleep(3600)")
+    command = (sys.executable, "-c", code)
+    hello = greeting("old", greeted)
     workers = Workers(1, command, {}, hello=hello, changed=lambda: None, died=died, drain_s=0.0, tasks=tasks)
-    workers.serve_s = 0.2
     workers.start()
     await wait_until(lambda: len(workers.pids) == 1)
-    old = workers.pids
-    with pytest.raises(NotReplacedError, match=r"worker 1 did not serve within 0.2 s"):
-        await workers.replace_all(hello, 0.0, 0.0)
-    await wait_until(lambda: workers.pids == old, 5.0, "the new one to be gone")
-    workers.hurry()
-    await asyncio.wait_for(workers.stop(), 10)
-    await tasks.wait_done(5)
+    try:
+        yield workers
+    finally:
+        workers.hurry()
+        await asyncio.wait_for(workers.stop(), 10)
+        assert workers.pids == []
+        await tasks.wait_done(5)
+
+
+def greeting(name: str, greeted: list[str]) -> Callable[[int], Hello]:
+    def hello(number: int) -> Hello:
+        greeted.append(name)
+        return Hello(number, 1, msgspec.Raw(b"{}"), (), b"", None, ())
+
+    return hello
+
+
+async def test_workers_that_never_serve_are_given_up() -> None:
+    async with one_worker(SILENT, []) as workers:
+        workers.serve_s = 0.2
+        old = workers.pids
+        with pytest.raises(NotReplacedError, match=r"worker 1 did not serve within 0.2 s"):
+            await workers.replace_all(greeting("new", []), 0.0, 0.0)
+        await wait_until(lambda: workers.pids == old, 5.0, "the new one to be gone")
+
+
+async def test_who_dies_during_a_reload_comes_back_with_the_settings_in_force() -> None:
+    """They may be refused yet, and then nobody would take them back from it."""
+    greeted: list[str] = []
+    async with one_worker(SILENT, greeted) as workers:
+        (old,) = workers.pids
+        replacing = asyncio.ensure_future(workers.replace_all(greeting("new", greeted), 0.0, 0.0))
+        await wait_until(lambda: greeted == ["old", "new"])
+        os.kill(old, signal.SIGKILL)
+        await wait_until(lambda: len(greeted) == 3, 5.0, "another to be started")
+        assert greeted == ["old", "new", "old"]
+        await asyncio.wait_for(workers.stop(), 20)
+        with pytest.raises(NotReplacedError, match="the proxy is ending"):
+            await replacing
+
+
+async def test_a_stop_leaves_nobody_whom_a_reload_is_just_starting() -> None:
+    async with one_worker(SILENT, []) as workers:
+        replacing = asyncio.ensure_future(workers.replace_all(greeting("new", []), 0.0, 0.0))
+        await asyncio.sleep(0)  # it has begun, and the process is not there yet
+        assert len(workers.pids) == 1
+        workers.hurry()
+        await asyncio.wait_for(workers.stop(), 10)
+        assert workers.pids == []
+        with pytest.raises(NotReplacedError, match="the proxy is ending"):
+            await replacing
+
+
+async def test_replaced_workers_do_not_pile_up() -> None:
+    async with one_worker(DEAF, []) as workers:
+        await asyncio.wait_for(workers.wait_all_serve(), 10)
+        for count in (2, 3):
+            await workers.replace_all(greeting("new", []), 0.0, 60.0)
+            assert len(workers.pids) == count
+        oldest = workers.pids[0]
+        replacing = asyncio.ensure_future(workers.replace_all(greeting("newer", newer := []), 0.0, 60.0))
+        await asyncio.wait({replacing}, timeout=0.5)  # it should not end, which nobody tells
+        assert (len(workers.pids), newer, replacing.done()) == (3, [], False)
+        os.kill(oldest, signal.SIGKILL)
+        await asyncio.wait_for(replacing, 10)
+        assert (len(workers.pids), newer) == (3, ["newer"])
