@@ -66,7 +66,9 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
     )
     tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
     control.start(tasks)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: control.drain(settings.limits.drain_s))
+    # A service manager sends it to all processes at once. When to stop is the supervisor's decision, who would fill
+    # this place again; that it has gone is seen on the channel.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         await (serve or _real_serve())(settings, hello.ports, hello.secret, hello.redis_url, control)
     except Exception as error:  # noqa: BLE001  the last place where it can be told
