@@ -28,9 +28,14 @@ class Claim:
         self._number = number
         self._lock = lock
 
-    def adopt(self, generations: Generations) -> None:
-        """Take over what processes that have ended could not tell Redis of. Raises OSError."""
-        with _locked(self._folder):
+    def adopt(self, generations: Generations, *, waits: bool = True) -> None:
+        """
+        Take over what processes that have ended could not tell Redis of.
+
+        Unless it *waits*, it gives up while another process does the same: who serves must not hang with that one.
+        Raises OSError.
+        """
+        with _locked(self._folder, waits=waits):
             for number in _journals(self._folder):
                 if number == self._number or (lock := _try_lock(self._folder / _ONE.format(number))) is None:
                     continue
@@ -46,9 +51,11 @@ class Claim:
         finally:
             left.close()
         if scopes:
-            generations.begin(scopes)
-            generations.not_told(scopes)
-            generations.end(scopes)
+            try:
+                generations.begin(scopes)
+                generations.not_told(scopes)
+            finally:
+                generations.end(scopes)
         path.unlink()
 
     def close(self) -> None:
@@ -82,11 +89,11 @@ def _journals(folder: Path) -> list[int]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time decides who owns what."""
+def _locked(folder: Path, *, waits: bool = True) -> Iterator[None]:
+    """One process at a time decides who owns what; BlockingIOError if another does so and this one does not wait."""
     lock = os.open(folder / _ALL, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         yield
     finally:
         os.close(lock)

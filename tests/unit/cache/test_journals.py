@@ -1,5 +1,7 @@
 """Journals that two workers of one number want at a time, and what is left of those that have ended."""
 
+import errno
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,42 @@ def test_journals_of_a_larger_team_of_before_are_taken_over(tmp_path: Path) -> N
     own.adopt(alive)
     assert alive.untold == {b"0", b"1", b"2", b"3"}
     assert len(list(tmp_path.glob("*.journal"))) == 1
+    ended(own)
+
+
+def test_who_serves_does_not_wait_for_another_that_looks(tmp_path: Path) -> None:
+    dead, own = claim(tmp_path, 1, 2), claim(tmp_path, 2, 2)
+    generations(dead).begin([b"a"])
+    ended(dead)
+    alive = generations(own)
+    with (tmp_path / "invalidations.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            own.adopt(alive, waits=False)
+    own.adopt(alive, waits=False)
+    assert alive.untold == {b"a"}
+    ended(own)
+
+
+def test_what_could_not_be_taken_over_at_once_is_done_with_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, own = claim(tmp_path, 1, 2), claim(tmp_path, 2, 2)
+    generations(dead).begin([b"a"])
+    ended(dead)
+    alive = generations(own)
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own.journal, "opened", full)
+        with pytest.raises(OSError, match="no space"):
+            own.adopt(alive)
+    own.adopt(alive)
+    assert alive.untold == {b"a"}
+    alive.told(b"a", alive.new_token())
+    assert own.journal.left_over() == set()
     ended(own)
 
 
