@@ -1,10 +1,8 @@
-"""The only place that wires everything: one worker, from settings to served ports and back to nothing."""
+"""The place that wires everything, with ``data_ports``: one worker, from settings to served ports and to nothing."""
 
 import asyncio
 import contextlib
 import random
-import socket
-import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,29 +23,28 @@ from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.key import Secret
-from proxy.core.listening import Port, Tls, shown
+from proxy.core.listening import Port, shown
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
 from proxy.core.purges import NO_MARKS
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
+from proxy.data_ports import listen, listen_grpc
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
-from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
-from proxy.server.intake import Intake
+from proxy.server.http import Front, HttpPort, RequestObserver
 from proxy.server.leaving import until
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
-from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
+from proxy.settings import Settings
 from proxy.transport.http import HttpTransport
 from proxy.transport.slots import Slots
 from proxy.vendors import dashvector
-from proxy.vendors.choice import Choice
-from proxy.vendors.errors import error_body, error_lines
+from proxy.vendors.errors import error_body
 from proxy.vendors.registry import Adapters
 
 if TYPE_CHECKING:
@@ -112,7 +109,7 @@ async def serve_worker(
                 for port in ports
                 if port.protocol in ("http", "https")
             ]
-            calls = await _listen_grpc(settings, worker.flow, observer, ports)
+            calls = await listen_grpc(settings, worker.flow, observer, ports)
             chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
             await control.ready()
             await control.wait_last_call()
@@ -365,72 +362,6 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
     return by_operation.get(operation, lifetimes.embedding_s)
 
 
-async def listen(settings: Settings, front: Front, port: Port, listener: socket.socket | None = None) -> HttpPort:
-    """
-    One HTTP data port, shared with the other workers: the kernel spreads connections over all that listen.
-
-    *listener* is a bound socket to accept on; by default one is made.
-    """
-    server = DataServer(
-        front,
-        _intake(settings, port),
-        header_bytes=settings.limits.header_bytes,
-        header_lines=settings.limits.header_lines,
-        keepalive_s=settings.limits.keepalive_s,
-    )
-    if listener is None:
-        listener = socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((port.host, port.number))
-    served = HttpPort(server, drain_s=settings.limits.drain_s)
-    await served.open(listener, _ssl_context(settings) if port.protocol == "https" else None)
-    return served
-
-
-async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, ports: Sequence[Port]) -> "list[GrpcFront]":
-    """What answers on the gRPC ports; nothing if there are none."""
-    wanted = [port for port in ports if port.protocol in ("grpc", "grpcs")]
-    if not wanted:
-        return []
-    from proxy.server.grpc import GrpcFront  # noqa: PLC0415
-
-    front = GrpcFront(
-        flow=flow, observer=observer, error_lines=error_lines, connection_s=settings.limits.grpc_connection_s
-    )
-    for port in wanted:
-        await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
-    return [front]
-
-
-def _tls(settings: Settings) -> Tls:
-    """The certificate; the settings are refused if a port wants one and there is none."""
-    certificate, key = settings.listen.certificate, settings.listen.key
-    if certificate is None or key is None:
-        raise RuntimeError("a TLS port without a certificate")
-    return Tls(certificate, key)
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    tls = _tls(settings)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tls.certificate, tls.key)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _intake(settings: Settings, port: Port) -> Intake:
-    upstreams = settings.all_upstreams()
-    names = {name: upstream.name for upstream in upstreams for name in upstream.hosts}
-    own = {port.host, "localhost", *names}
-    has_vectors = settings.dashvector_url is not None
-    choice = Choice(names, DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM if has_vectors else None)
-    return Intake(
-        upstream_of=(lambda *_: port.upstream) if port.upstream else choice,
-        own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
-    )
-
-
 async def _report(worker: Worker, observer: Observer) -> None:
     """Once a second, what no single request could tell."""
     while True:
@@ -445,7 +376,7 @@ async def _report(worker: Worker, observer: Observer) -> None:
 async def _tell(worker: Worker, own: Claim) -> None:
     """Tell Redis what it could not be told at the time, also if nobody asks any more, or who knew has ended."""
     while True:
-        with contextlib.suppress(OSError):  # a full disk; what is left stays for later
-            own.adopt(worker.generations)
+        with contextlib.suppress(OSError):  # a full disk, or somebody else looks; what is left stays for later
+            own.adopt(worker.generations, waits=False)
         await worker.voidable.tell()
         await asyncio.sleep(_TELL_EVERY_S)
