@@ -286,12 +286,13 @@ async def test_who_dies_during_a_reload_comes_back_with_the_settings_in_force() 
 
 async def test_a_stop_leaves_nobody_whom_a_reload_is_just_starting() -> None:
     async with one_worker(SILENT, []) as workers:
+        os.kill(workers.pids[0], signal.SIGKILL)  # so that nobody else is waited for
+        await wait_until(lambda: workers.pids == [])
         replacing = asyncio.ensure_future(workers.replace_all(greeting("new", []), 0.0, 0.0))
         await asyncio.sleep(0)  # it has begun, and the process is not there yet
-        assert len(workers.pids) == 1
         workers.hurry()
         await asyncio.wait_for(workers.stop(), 10)
-        assert workers.pids == []
+        assert (workers.pids, replacing.done()) == ([], True)
         with pytest.raises(NotReplacedError, match="the proxy is ending"):
             await replacing
 
