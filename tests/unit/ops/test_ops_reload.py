@@ -279,6 +279,7 @@ async def test_who_dies_during_a_reload_comes_back_with_the_settings_in_force() 
         os.kill(old, signal.SIGKILL)
         await wait_until(lambda: len(greeted) == 3, 5.0, "another to be started")
         assert greeted == ["old", "new", "old"]
+        workers.hurry()
         await asyncio.wait_for(workers.stop(), 20)
         with pytest.raises(NotReplacedError, match="the proxy is ending"):
             await replacing
