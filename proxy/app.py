@@ -103,7 +103,7 @@ async def serve_worker(
             workers=control.count,
         )
         async with wired as worker:
-            own.adopt(worker.generations)
+            own.learn(worker.generations)
             served = [
                 await listen(settings, worker.front, port, control.listeners.get(port))
                 for port in ports
@@ -377,6 +377,6 @@ async def _tell(worker: Worker, own: Claim) -> None:
     """Tell Redis what it could not be told at the time, also if nobody asks any more, or who knew has ended."""
     while True:
         with contextlib.suppress(OSError):  # a full disk, or somebody else looks; what is left stays for later
-            own.adopt(worker.generations, waits=False)
+            own.adopt(worker.generations)
         await worker.voidable.tell()
         await asyncio.sleep(_TELL_EVERY_S)

@@ -2,7 +2,8 @@
 Which process writes to which journal, where two may have the same number for a while, and who takes over from the dead.
 
 A journal's owner holds a lock on a file beside it, which the kernel lets go of however the owner ends. What an owner
-left is taken over by whoever looks next: its successor when it starts, or any other worker within a second.
+left is taken over by whoever looks next: its successor when it starts, or any other worker within a second. Who starts
+beside others also reads theirs: it serves what they have made stale, and Redis may not know yet.
 """
 
 import fcntl
@@ -28,35 +29,34 @@ class Claim:
         self._number = number
         self._lock = lock
 
-    def adopt(self, generations: Generations, *, waits: bool = True) -> None:
+    def learn(self, generations: Generations) -> None:
+        """Before this process serves: take up what others have not told Redis of, living or not. Raises OSError."""
+        with _locked(self._folder):
+            for number in _journals(self._folder):
+                if number != self._number:
+                    _take_up(self._folder / _JOURNAL.format(number), generations)
+            self._adopt(generations)
+
+    def adopt(self, generations: Generations) -> None:
         """
         Take over what processes that have ended could not tell Redis of.
 
-        Unless it *waits*, it gives up while another process does the same: who serves must not hang with that one.
-        Raises OSError.
+        Raises:
+            OSError: also if another process does the same at this moment; who serves must not hang with that one.
         """
-        with _locked(self._folder, waits=waits):
-            for number in _journals(self._folder):
-                if number == self._number or (lock := _try_lock(self._folder / _ONE.format(number))) is None:
-                    continue
-                try:
-                    self._take_over(self._folder / _JOURNAL.format(number), generations)
-                finally:
-                    os.close(lock)
+        with _locked(self._folder, waits=False):
+            self._adopt(generations)
 
-    def _take_over(self, path: Path, generations: Generations) -> None:
-        left = Journal(path)
-        try:
-            scopes = left.left_over()
-        finally:
-            left.close()
-        if scopes:
+    def _adopt(self, generations: Generations) -> None:
+        for number in _journals(self._folder):
+            if number == self._number or (lock := _try_lock(self._folder / _ONE.format(number))) is None:
+                continue
             try:
-                generations.begin(scopes)
-                generations.not_told(scopes)
+                path = self._folder / _JOURNAL.format(number)
+                _take_up(path, generations)
+                path.unlink()
             finally:
-                generations.end(scopes)
-        path.unlink()
+                os.close(lock)
 
     def close(self) -> None:
         """Let others take over; the journal itself is closed by who uses it."""
@@ -81,6 +81,22 @@ def claim(folder: Path, number: int, count: int) -> Claim:
         except BaseException:
             os.close(lock)
             raise
+
+
+def _take_up(path: Path, generations: Generations) -> None:
+    """Treat the scopes that are open in the journal *path* as writes of this process that Redis was not told of."""
+    other = Journal(path)
+    try:
+        scopes = other.left_over()
+    finally:
+        other.close()
+    if not scopes:
+        return
+    try:
+        generations.begin(scopes)
+        generations.not_told(scopes)
+    finally:
+        generations.end(scopes)
 
 
 def _journals(folder: Path) -> list[int]:

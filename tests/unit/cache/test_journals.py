@@ -53,6 +53,21 @@ def test_what_the_dead_left_is_taken_over_once(tmp_path: Path) -> None:
     ended(other)
 
 
+def test_who_starts_beside_others_knows_what_redis_does_not(tmp_path: Path) -> None:
+    old = claim(tmp_path, 1, 1)
+    known = generations(old)
+    known.begin([b"a"])
+    new = claim(tmp_path, 1, 1)
+    later = generations(new)
+    new.learn(later)
+    assert later.untold == {b"a"}
+    later.told(b"a", later.new_token())
+    assert not later.untold
+    assert old.journal.left_over() == {b"a"}  # it has its own say yet
+    ended(old)
+    ended(new)
+
+
 def test_adopted_scopes_are_done_with_when_redis_knows(tmp_path: Path) -> None:
     dead = claim(tmp_path, 1, 1)
     generations(dead).begin([b"a"])
@@ -98,8 +113,8 @@ def test_who_serves_does_not_wait_for_another_that_looks(tmp_path: Path) -> None
     with (tmp_path / "invalidations.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError):
-            own.adopt(alive, waits=False)
-    own.adopt(alive, waits=False)
+            own.adopt(alive)
+    own.adopt(alive)
     assert alive.untold == {b"a"}
     ended(own)
 
