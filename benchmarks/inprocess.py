@@ -9,6 +9,7 @@ from proxy.core.listening import Port
 from proxy.core.modes import Mode
 from proxy.core.outcome import Outcome
 from proxy.core.ports import Clock
+from proxy.data_ports import listen
 from proxy.settings import Settings
 
 
@@ -63,7 +64,7 @@ async def serving(
     """A worker that serves on a free port until the block ends: its port, its parts, what it observed."""
     recorder = Recorder()
     async with app.built(settings, b"benchmark", redis_url, AlwaysOn(), recorder, clock=clock) as worker:
-        runner = await app.listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
+        runner = await listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
         try:
             yield runner.addresses[0][1], worker, recorder
             await worker.tasks.wait_done(5)

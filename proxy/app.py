@@ -1,16 +1,12 @@
-"""The only place that wires everything: one worker, from settings to served ports and back to nothing."""
+"""The place that wires everything, with ``data_ports``: one worker, from settings to served ports and to nothing."""
 
 import asyncio
 import contextlib
 import random
-import socket
-import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from aiohttp import web
 
 from proxy.ask import Asker, Upstreams
 from proxy.cache.claims import Claims
@@ -18,6 +14,7 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
+from proxy.cache.journals import Claim, claim
 from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
@@ -27,7 +24,7 @@ from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.grace import Windows
 from proxy.core.key import Secret
-from proxy.core.listening import Port, Tls, shown
+from proxy.core.listening import Port, shown
 from proxy.core.plan import ErrorKind
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
 from proxy.core.purges import NO_MARKS
@@ -35,6 +32,7 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
+from proxy.data_ports import listen, listen_grpc
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
@@ -42,16 +40,15 @@ from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
-from proxy.server.http import DataServer, Front, RequestObserver
-from proxy.server.intake import Intake
+from proxy.server.http import Front, HttpPort, RequestObserver
+from proxy.server.leaving import until
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
-from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
+from proxy.settings import Settings
 from proxy.transport.http import HttpTransport
 from proxy.transport.slots import Slots
 from proxy.vendors import dashvector
-from proxy.vendors.choice import Choice
-from proxy.vendors.errors import error_body, error_lines
+from proxy.vendors.errors import error_body
 from proxy.vendors.registry import Adapters
 
 if TYPE_CHECKING:
@@ -65,6 +62,12 @@ _TELL_EVERY_S = 1.0
 _REFRESH_SHARE = 10
 # Listeners, log, metrics, journal, and what runs beside a request.
 _OTHER_FILES = 256
+
+_HANDSHAKE_S = 1.0
+"""For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
+
+_WEBSOCKET_SHARE = 0.9
+"""Of the time for draining; the rest is for the closing handshake."""
 
 
 class Observing(RequestObserver, Telemetry, Protocol):
@@ -83,6 +86,7 @@ class Worker:
     front: Front
     bridge: Bridge
     guard: Guard
+    generations: Generations
     slots: Mapping[str, Slots]
     """By upstream."""
 
@@ -92,36 +96,60 @@ async def serve_worker(
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     observer = Observer.of(settings)
-    journal = Journal.of_worker(settings.data_dir, control.number, control.count)
-    wired = built(
-        settings,
-        secret,
-        redis_url,
-        control.modes,
-        observer,
-        purges=control.purges,
-        ports=ports,
-        journal=journal,
-        workers=control.count,
-    )
-    async with wired as worker:
-        runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
-        calls = await _listen_grpc(settings, worker.flow, observer, ports)
-        chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
-        await control.ready()
-        await control.wait_drain()
-        ends_s = asyncio.get_running_loop().time() + control.drain_s
-        for chore in chores:
-            chore.cancel()
-        worker.front.is_draining = True
-        await worker.grace.close()
-        await worker.bridge.close()
-        await asyncio.gather(
-            *(runner.cleanup() for runner in runners), *(front.stop(control.drain_s) for front in calls)
+    with contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own:
+        wired = built(
+            settings,
+            secret,
+            redis_url,
+            control.modes,
+            observer,
+            purges=control.purges,
+            ports=ports,
+            journal=own.journal,
+            workers=control.count,
         )
-        # What nobody waits for any more: stores, and writes whose clients have gone.
-        left_s = ends_s - asyncio.get_running_loop().time()
-        await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+        async with wired as worker:
+            own.learn(worker.generations)
+            served = [
+                await listen(settings, worker.front, port, control.listeners.get(port))
+                for port in ports
+                if port.protocol in ("http", "https")
+            ]
+            calls = await listen_grpc(settings, worker.flow, observer, ports)
+            chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
+            await control.ready()
+            await control.wait_last_call()
+            worker.front.is_draining = True
+            await control.wait_drain()
+            ends_s = asyncio.get_running_loop().time() + control.linger_s + control.drain_s
+            await _drain(worker, served, calls, control)
+            await worker.grace.close()
+            for chore in chores:
+                chore.cancel()
+            # What nobody waits for any more: stores, and writes whose clients have gone.
+            left_s = ends_s - asyncio.get_running_loop().time()
+            await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+
+
+async def _drain(
+    worker: Worker, served: Sequence[HttpPort], calls: "Sequence[GrpcFront]", control: WorkerControl
+) -> None:
+    """Give up the ports without losing who is in them, and let what runs end."""
+    linger_s = control.linger_s
+    over = [worker.tasks.start(front.stop(control.drain_s, linger_s, lambda: control.is_hastened)) for front in calls]
+    await asyncio.gather(*(port.close(is_shared=control.is_replaced) for port in served))
+    # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything may.
+    patience_s = control.drain_s * _WEBSOCKET_SHARE if control.is_replaced else 0.0
+    telling = worker.tasks.start(_say_goodbye(worker.bridge, control, linger_s + patience_s))
+    await asyncio.sleep(min(linger_s, _HANDSHAKE_S))
+    await until(lambda: control.is_hastened or not any(port.connections for port in served), linger_s)
+    await asyncio.gather(*(port.end(control.drain_s) for port in served), *over)
+    telling.cancel()
+
+
+async def _say_goodbye(bridge: Bridge, control: WorkerControl, after_s: float) -> None:
+    await until(lambda: control.is_hastened, after_s)
+    await bridge.close()
 
 
 @contextlib.asynccontextmanager
@@ -155,10 +183,11 @@ async def built(
         grace_s=_windows(settings).longest_s,
         wall=clock.wall,
     )
+    generations = Generations(journal, clock.wall)
     voidable = VoidableTier(
         redis,
         codec,
-        Generations(journal, clock.wall),
+        generations,
         tasks,
         observer,
         settle_s=settings.vector.settle_s,
@@ -240,7 +269,7 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, slots)
+        yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -375,68 +404,6 @@ def _longest_ms(settings: Settings) -> int:
     return int((longest_s * (1 + lifetimes.jitter) + _windows(settings).longest_s) * 1000)
 
 
-async def listen(settings: Settings, front: Front, port: Port) -> web.ServerRunner:
-    """One HTTP data port, shared with the other workers: the kernel spreads connections over all that listen."""
-    server = DataServer(
-        front,
-        _intake(settings, port),
-        header_bytes=settings.limits.header_bytes,
-        header_lines=settings.limits.header_lines,
-        keepalive_s=settings.limits.keepalive_s,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=settings.limits.drain_s)
-    await runner.setup()
-    family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((port.host, port.number))
-    context = _ssl_context(settings) if port.protocol == "https" else None
-    await web.SockSite(runner, listener, backlog=1024, ssl_context=context).start()
-    return runner
-
-
-async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, ports: Sequence[Port]) -> "list[GrpcFront]":
-    """What answers on the gRPC ports; nothing if there are none."""
-    wanted = [port for port in ports if port.protocol in ("grpc", "grpcs")]
-    if not wanted:
-        return []
-    from proxy.server.grpc import GrpcFront  # noqa: PLC0415
-
-    front = GrpcFront(flow=flow, observer=observer, error_lines=error_lines)
-    for port in wanted:
-        await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
-    return [front]
-
-
-def _tls(settings: Settings) -> Tls:
-    """The certificate; the settings are refused if a port wants one and there is none."""
-    certificate, key = settings.listen.certificate, settings.listen.key
-    if certificate is None or key is None:
-        raise RuntimeError("a TLS port without a certificate")
-    return Tls(certificate, key)
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    tls = _tls(settings)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tls.certificate, tls.key)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _intake(settings: Settings, port: Port) -> Intake:
-    upstreams = settings.all_upstreams()
-    names = {name: upstream.name for upstream in upstreams for name in upstream.hosts}
-    own = {port.host, "localhost", *names}
-    has_vectors = settings.dashvector_url is not None
-    choice = Choice(names, DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM if has_vectors else None)
-    return Intake(
-        upstream_of=(lambda *_: port.upstream) if port.upstream else choice,
-        own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
-    )
-
-
 async def _report(worker: Worker, observer: Observer) -> None:
     """Once a second, what no single request could tell."""
     while True:
@@ -448,8 +415,10 @@ async def _report(worker: Worker, observer: Observer) -> None:
         await asyncio.sleep(1)
 
 
-async def _tell(worker: Worker) -> None:
-    """Tell Redis what it could not be told at the time, also if nobody asks any more."""
+async def _tell(worker: Worker, own: Claim) -> None:
+    """Tell Redis what it could not be told at the time, also if nobody asks any more, or who knew has ended."""
     while True:
+        with contextlib.suppress(OSError):  # a full disk, or somebody else looks; what is left stays for later
+            own.adopt(worker.generations)
         await worker.voidable.tell()
         await asyncio.sleep(_TELL_EVERY_S)

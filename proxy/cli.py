@@ -29,6 +29,7 @@ EXIT_UNHEALTHY = 1
 EXIT_MISTAKES = 2
 
 _ADMIN_TIMEOUT_S = 5.0
+_RELOAD_TIMEOUT_S = 600.0  # one worker after the other; a start takes a second or two
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  never listened on, only asked
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 @main.command()
 def run() -> None:
-    """Start the proxy in the foreground; Ctrl-C or SIGTERM drains and ends it."""
+    """Start the proxy in the foreground; Ctrl-C or SIGTERM drains and ends it, SIGHUP reloads its settings."""
     from proxy.ops.processes.process import forget_metrics_directory  # noqa: PLC0415
 
     forget_metrics_directory()
@@ -151,6 +152,19 @@ def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None
     click.echo(f"purged {shown}: confirmed by {document['confirmed']} of {document['workers']} workers")
     click.echo(f"token {document['token']}")
     _warn_of_what_is_left(document)
+
+
+@main.command()
+@admin_options
+def reload(admin: str | None) -> None:
+    """
+    Read the settings anew and put them in force by new workers, without losing a request.
+
+    The environment stays what it was at the start. Status 1: refused, and everything is as before.
+    """
+    _, document = _ask(admin, "POST", "/v1/reload", {}, timeout_s=_RELOAD_TIMEOUT_S)
+    workers = document["workers"]
+    click.echo(f"reloaded: {workers['serving']} of {workers['wanted']} workers serve with the settings of now")
 
 
 @main.command()
@@ -277,7 +291,13 @@ def _warn_of_what_is_left(document: dict[str, Any]) -> None:
 
 
 def _ask(
-    admin: str | None, method: str, path: str, body: object = None, accept: tuple[int, ...] = (200,)
+    admin: str | None,
+    method: str,
+    path: str,
+    body: object = None,
+    accept: tuple[int, ...] = (200,),
+    *,
+    timeout_s: float = _ADMIN_TIMEOUT_S,
 ) -> tuple[int, dict[str, Any]]:
     """The status and the document that the admin API answers; ends the program when it cannot be had."""
     url, token = _admin(admin)
@@ -291,7 +311,7 @@ def _ask(
     # No proxy from the environment and no redirect: the token goes to the address that was named, or nowhere.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     try:
-        with opener.open(request, timeout=_ADMIN_TIMEOUT_S) as response:
+        with opener.open(request, timeout=timeout_s) as response:
             return _read(response.status, response.read(), accept)
     except urllib.error.HTTPError as error:
         with error:

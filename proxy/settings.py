@@ -128,8 +128,13 @@ class Limits(Section):
     """Most header lines in one request."""
     keepalive_s: float = Field(75.0, gt=0)
     """How long an idle client connection is kept."""
+    grpc_connection_s: float = Field(30.0, ge=1)
+    """How long a gRPC connection is used until the client is asked to make another; so long do those of a replaced
+    worker last after a reload. The only way that breaks no call."""
+    notice_s: float = Field(5.0, ge=0)
+    """After SIGTERM: how long ``/readyz`` says no while the ports still accept, so that balancers see it in time."""
     drain_s: float = Field(30.0, ge=0)
-    """How long running requests may take after SIGTERM."""
+    """How long running requests may take after that; also those of a worker that a reload replaces."""
     max_connections: int = Field(10_000, ge=1)
     """Client connections per worker, over HTTP; further ones get 503 and are closed. Less if the system allows fewer
     open files."""

@@ -23,6 +23,7 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.http import RequestObserver
+from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, can_carry, lines_of, metadata_of
 
 # isort: split
@@ -47,12 +48,13 @@ class GrpcFront:
         error_lines: ErrorLines,
         max_streams: int = 256,
         min_ping_interval_s: float = 10.0,
+        connection_s: float = 30.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
         self._observer = observer
         self._error_lines = error_lines
-        self._options = _options(max_streams, min_ping_interval_s)
+        self._options = _options(max_streams, min_ping_interval_s, connection_s)
         self._clock = clock
         self._tasks = Tasks(observer.background_failed)
         self._ports: list[_Port] = []
@@ -61,16 +63,32 @@ class GrpcFront:
     async def listen(self, upstream: str, host: str, number: int, tls: Tls | None = None) -> int:
         """Serve *upstream* on one port, shared with the other workers; the port's number (0 lets the kernel choose)."""
         credentials = None if tls is None else _credentials(tls)
-        port = _Port(_AnyMethod(self, upstream), f"{_bracketed(host)}:{number}", credentials, self._options)
-        bound = await port.open()
-        port.address = f"{_bracketed(host)}:{bound}"
+        port = _Port(_AnyMethod(self, upstream), host, number, credentials, self._options)
+        port.number = await port.open()
         self._ports.append(port)
         self._tasks.start(port.keep(self._tasks, self._observer))
-        return bound
+        return port.number
 
-    async def stop(self, grace_s: float) -> None:
-        """Take no new calls, give running ones *grace_s* seconds, then cancel them."""
+    async def stop(
+        self, grace_s: float, linger_s: float = 0.0, is_hastened: Callable[[], bool] = lambda: False
+    ) -> None:
+        """
+        Take no new connections, then no new calls; give running ones *grace_s* seconds, then cancel them.
+
+        The library cancels a call that crosses its goodbye. At the end of a process nobody should call any more; where
+        others go on in its place, connections are left for *linger_s* to end by their age, which breaks no call.
+        """
         ports, self._ports = self._ports, []
+        for port in ports:
+            port.leave()
+        addresses = {(port.host, port.number) for port in ports}
+        listeners = listening_on(addresses)
+        for listener in listeners:
+            let_nobody_in(listener.copy)
+        await asyncio.sleep(SETTLE_S)
+        for listener in listeners:
+            take_away(listener)
+        await until(lambda: is_hastened() or connected_to(addresses) == 0, linger_s, _LOOK_S)
         await asyncio.gather(*(port.stop(grace_s) for port in ports))
         await self._tasks.wait_done(grace_s)
 
@@ -190,8 +208,9 @@ class _Port:
     enough. Running calls go on; for at most ``_LOOK_S`` seconds only the other workers take new ones.
     """
 
-    def __init__(self, handler: _AnyMethod, address: str, credentials: object, options: _Options) -> None:
-        self.address = address
+    def __init__(self, handler: _AnyMethod, host: str, number: int, credentials: object, options: _Options) -> None:
+        self.host = host
+        self.number = number
         self._handler = handler
         self._credentials = credentials
         self._options = options
@@ -202,10 +221,11 @@ class _Port:
     async def open(self) -> int:
         """Bind and serve; raises RuntimeError when the address cannot be had."""
         server: Any = grpc.aio.server(handlers=(self._handler,), options=self._options)
+        address = f"{_bracketed(self.host)}:{self.number}"
         bound: int = (
-            server.add_insecure_port(self.address)
+            server.add_insecure_port(address)
             if self._credentials is None
-            else server.add_secure_port(self.address, self._credentials)
+            else server.add_secure_port(address, self._credentials)
         )
         await server.start()
         self._server = server
@@ -236,6 +256,10 @@ class _Port:
             await server.stop(_LEFT_S)
         finally:
             self._ended.discard(server)
+
+    def leave(self) -> None:
+        """From now on this port is not made anew."""
+        self._is_stopping = True
 
     async def stop(self, grace_s: float) -> None:
         """Let running calls end, for at most *grace_s* seconds."""
@@ -288,7 +312,7 @@ def _code(error: ProxyError) -> int:
     return _CODES.get(error.status, _INVALID_ARGUMENT)
 
 
-def _options(max_streams: int, min_ping_interval_s: float) -> _Options:
+def _options(max_streams: int, min_ping_interval_s: float, connection_s: float) -> _Options:
     return (
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -296,6 +320,7 @@ def _options(max_streams: int, min_ping_interval_s: float) -> _Options:
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", max_streams),
+        ("grpc.max_connection_age_ms", int(connection_s * 1000)),
         # The vendor's SDK pings each minute. Left alone, the library hangs up on a client that does so between calls.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_interval_s * 1000)),

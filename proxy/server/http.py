@@ -6,6 +6,8 @@ per request, which the observer gets when the last byte is out, however the requ
 """
 
 import asyncio
+import socket
+import ssl
 import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.intake import Intake, wants_websocket
+from proxy.server.leaving import SETTLE_S, let_nobody_in, until
 from proxy.server.watch import Clients, Watch
 from proxy.server.websocket import Bridge
 from proxy.server.wire import Written, abort, closing_bytes, write_answer
@@ -197,6 +200,7 @@ class DataServer(web.Server):
             return await front.handle(raw, intake)
 
         super().__init__(handle, handler_cancellation=True)
+        self.open: set[_Connection] = set()
         self._front = front
         self._protocol_options: dict[str, Any] = {
             "auto_decompress": False,
@@ -207,20 +211,78 @@ class DataServer(web.Server):
             "access_log": None,
         }
 
+    @property
+    def has_all_asked(self) -> bool:
+        """Whether every connection has brought a request by now."""
+        return all(connection.has_asked for connection in self.open)
+
+    def break_off(self) -> None:
+        """End every connection as it is, and with it the request that runs on it."""
+        for connection in tuple(self.open):
+            connection.watch.abort()
+
     def __call__(self) -> RequestHandler:
         """One connection."""
         return _Connection(self, self._front, **self._protocol_options)
 
 
+class HttpPort(web.ServerRunner):
+    """A data port of one worker, until ``close`` and then ``end``; or ``cleanup``, which takes no care."""
+
+    __slots__ = ("_data_server", "_listener")
+
+    def __init__(self, server: DataServer, *, drain_s: float) -> None:
+        super().__init__(server, shutdown_timeout=drain_s)
+        self._data_server = server
+        self._listener: socket.socket | None = None
+
+    async def open(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Accept on *listener*, which is bound."""
+        await self.setup()
+        await web.SockSite(self, listener, backlog=_BACKLOG, ssl_context=context).start()
+        self._listener = listener
+
+    async def close(self, *, is_shared: bool) -> None:
+        """Accept no more; *is_shared*: others go on with the same socket, so nobody is lost who is not yet accepted."""
+        if not is_shared and self._listener is not None:
+            let_nobody_in(self._listener)
+            await asyncio.sleep(SETTLE_S)
+        for site in self.sites:
+            await site.stop()
+
+    @property
+    def connections(self) -> int:
+        """How many are open; TLS counts when the handshake is over."""
+        return len(self._data_server.open)
+
+    async def end(self, within_s: float) -> None:
+        """Close idle connections; let running requests end, for at most *within_s* seconds, and their answers leave."""
+        # aiohttp waits for a handler twice as long as it is told, or for ever, and not at all for bytes to leave.
+        breaking = asyncio.get_running_loop().call_later(within_s, self._data_server.break_off)
+        try:
+            # Who came in last has yet to say what it wants: to be closed then looks like a server that does not work.
+            await until(lambda: self._data_server.has_all_asked, min(within_s, _FIRST_REQUEST_S))
+            await self.cleanup()
+            await until(lambda: not self._data_server.open, within_s)
+        finally:
+            breaking.cancel()
+
+
+_BACKLOG = 1024
+_FIRST_REQUEST_S = 1.0
+
+
 class _Connection(RequestHandler):
     """aiohttp's connection with a watch, and with our text for what its parser refuses."""
 
-    __slots__ = ("_body", "_front", "watch")
+    __slots__ = ("_body", "_front", "_server", "has_asked", "watch")
 
     def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._server = server
         self._front = front
         self._body: StreamReader = EMPTY_PAYLOAD
+        self.has_asked = False
         self.watch: Watch
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -229,9 +291,11 @@ class _Connection(RequestHandler):
         if self._front.clients.has_room(line, self._front.no_room):
             super().connection_made(transport)
             self.watch = Watch(line, self._front.clients)
+            self._server.open.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Called by the event loop."""
+        """Called by the event loop, when everything that was written has left or cannot."""
+        self._server.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
 
@@ -251,6 +315,7 @@ class _Connection(RequestHandler):
             if self._waiter is not None and data:
                 self.watch.head_begins()
             return
+        self.has_asked = True
         self.watch.head_ends()
         message, body = self._messages[-1]
         if not isinstance(message, _ErrInfo):

@@ -96,6 +96,10 @@ class Watch:
         self._timer.cancel()
         self._clients.count -= 1
 
+    def abort(self) -> None:
+        """Break the connection."""
+        self._transport.abort()
+
     def head_begins(self) -> None:
         """Bytes came that are not a whole head yet."""
         if self._head_since_s is None:
@@ -139,4 +143,4 @@ class Watch:
     def _give_up(self, reason: ErrorCode) -> None:
         self.gave_up = reason
         self._clients.on_ended(reason)
-        self._transport.abort()
+        self.abort()

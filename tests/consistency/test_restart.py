@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,8 +13,9 @@ import aiohttp
 import pytest
 
 from tests.consistency.calls import PROTOCOLS, Call, Clients, Protocol
-from tests.consistency.rig import ANN, BOB, Rig, all_warm, through, wait_pending
+from tests.consistency.rig import ANN, BOB, Rig, all_warm, through, wait_pending, warm
 from tests.consistency.vendor import Vendor
+from tests.support.child import send_signal
 from tests.support.fault_proxy import FaultProxy
 from tests.support.proxy_process import ProxyProcess
 from tests.support.redis_server import RedisServer
@@ -122,6 +124,29 @@ async def test_c10_what_redis_was_not_told_outlives_the_process(
             await line.up()
             await all_warm(heir.doors(), reads, version=2)
             await wait_pending(second, False)
+
+
+async def test_c10_a_reload_forgets_nothing_that_redis_was_not_told(
+    vendor: Vendor, clients: Clients, redis_server: RedisServer, data_dir: Path
+) -> None:
+    """The new worker knows what the old one does, and does not wait for it to tell Redis, or to end."""
+    async with _line(redis_server) as line, through(vendor, line, redis_server, data_dir) as proxy:
+        door = Rig(vendor, clients, redis_server, [proxy]).door("http")
+        name = vendor.create()
+        read = Call("query_doc", name)
+        await warm(door, read, version=1)
+        (old,) = proxy.worker_pids()
+        await line.down()
+        assert (await door.ask(Call(WRITE, name, version=2))).is_success
+        assert (await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})).status == 200
+        send_signal(old, signal.SIGSTOP)
+        newcomers = Clients()
+        try:
+            await line.up()
+            await warm(dataclasses.replace(door, clients=newcomers), read, version=2)
+        finally:
+            await newcomers.close()
+            send_signal(old, signal.SIGCONT)
 
 
 async def test_c10_fewer_workers_take_over_what_more_had_left(

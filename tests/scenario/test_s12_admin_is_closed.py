@@ -18,7 +18,7 @@ from tests.support.raw_upstream import RawUpstream
 
 READS = ("/healthz", "/readyz", "/metrics", "/v1/stats", "/v1/mode")
 NONE = ("/", "/v1", "/v1/modes", "/admin", "/healthz/", "//healthz", "/debug/pprof", "/.env")
-CHANGES = (("PUT", "/v1/mode"), ("POST", "/v1/purge"))
+CHANGES = (("PUT", "/v1/mode"), ("POST", "/v1/purge"), ("POST", "/v1/reload"))
 ORDER = {"mode": "bypass"}
 PURGE = {"all": True}
 

@@ -74,6 +74,8 @@ class ProxyProcess(AdminCalls):
             "DASHCACHE_WORKERS": str(workers),
             "DASHCACHE_KEY_SECRET": self.key_secret,
             "DASHCACHE_DATA_DIR": str(self.data_dir),
+            # Nobody balances here; the tests of restarts ask for a notice.
+            "DASHCACHE_LIMITS_NOTICE_S": "0",
             **{name: value for name, value in stated.items() if value is not None},
             **(env or {}),
         }

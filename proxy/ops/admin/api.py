@@ -1,22 +1,24 @@
 """
-The admin API on its own listener, in the supervisor: health, readiness, metrics, statistics, modes, purges.
+The admin API on its own listener, in the supervisor: health, readiness, metrics, statistics, modes, purges, reload.
 
 Who may ask is decided in ``access``. The data port knows none of these routes: it forwards every path.
 """
 
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.core.modes import Rule
-from proxy.ops.admin.access import Guard, document, middleware
+from proxy.ops.admin.access import Guard, Refused, document, middleware
 from proxy.ops.admin.health import State, health, redis_state
-from proxy.ops.admin.orders import mode_order, purge_order
+from proxy.ops.admin.orders import mode_order, purge_order, reload_order
 from proxy.ops.admin.stats import modes_document, stats
 from proxy.ops.processes.redis_sweep import Sweep
+from proxy.ops.processes.reload import ReloadRefusedError
 from proxy.ops.switches.book import Book
 from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.purges import PurgeBook, named
@@ -42,8 +44,13 @@ class Admin:
         self._metrics = metrics
         self._upstreams = labels.upstream_operations(settings)
         self._runner: web.AppRunner | None = None
+        self.reload: Callable[[], Awaitable[None]] | None = None
         self.share: Share | None = None
         self.sweep: Sweep | None = None
+
+    def use(self, settings: Settings) -> None:
+        """Go by *settings* from now on; who may ask, and where, stays."""
+        self._upstreams = labels.upstream_operations(settings)
 
     async def start(self, bound: socket.socket) -> None:
         """Serve on *bound*, which becomes ours."""
@@ -57,6 +64,7 @@ class Admin:
                 web.get("/v1/mode", self._mode),
                 web.put("/v1/mode", self._set_mode),
                 web.post("/v1/purge", self._purge),
+                web.post("/v1/reload", self._reload),
             ]
         )
         self._runner = web.AppRunner(
@@ -131,6 +139,16 @@ class Admin:
                 "replicas": await self._replicas(self._purges),
             }
         )
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        reload_order(await request.read())
+        if self.reload is None:
+            raise Refused(409, "NotNow", ("the proxy is starting",))
+        try:
+            await self.reload()
+        except ReloadRefusedError as refused:
+            raise Refused(refused.status, refused.code, tuple(refused.mistakes)) from refused
+        return document({"workers": self._state.worker_counts(), "settings": self._state.settings()})
 
     async def _replicas(self, book: Book[Any]) -> str:
         """Whether the other replicas are told of the orders of *book*."""

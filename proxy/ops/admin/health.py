@@ -40,6 +40,8 @@ class State:
     started_mono_s: float = field(default_factory=time.monotonic)
     listening: list[Port] = field(default_factory=list)
     admin: str = ""
+    loaded_unix_s: float = 0.0
+    is_reloading: bool = False
 
     @property
     def serving(self) -> int:
@@ -66,6 +68,10 @@ class State:
     def worker_counts(self) -> dict[str, int]:
         """Workers that serve, and how many should."""
         return {"serving": self.serving, "wanted": self.wanted}
+
+    def settings(self) -> dict[str, Any]:
+        """When the settings in force were read, and whether others are being put in force."""
+        return {"loaded_unix_s": round(self.loaded_unix_s, 3), "reloading": self.is_reloading}
 
     def uptime_s(self, monotonic: Callable[[], float] = time.monotonic) -> float:
         """Seconds since the start."""
@@ -103,5 +109,6 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
         "listeners": state.listeners(),
         "redis": redis,
         "workers": state.worker_counts(),
+        "settings": state.settings(),
     }
     return (503 if verdict == "unhealthy" else 200), body

@@ -96,6 +96,12 @@ class PurgeOrder(BaseModel):
         )
 
 
+class ReloadOrder(BaseModel):
+    """The body of ``POST /v1/reload``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
 def mode_order(body: bytes, served: Mapping[str, Sequence[str]]) -> ModeOrder:
     """The order in *body*; *served* are the upstreams with their operations. Raises Refused with every mistake."""
     allowed = {"operation": (EVERYTHING, *labels.SWITCHABLE), "upstream": (EVERYTHING, *served)}
@@ -106,6 +112,11 @@ def purge_order(body: bytes, served: Mapping[str, Sequence[str]]) -> PurgeOrder:
     """Likewise."""
     allowed = {"operation": labels.SWITCHABLE, "upstream": tuple(served)}
     return _read(PurgeOrder, body, {**allowed, "served": served, "of_writes": "nothing of a write is kept"})
+
+
+def reload_order(body: bytes) -> None:
+    """Likewise: there is nothing to say."""
+    _read(ReloadOrder, body, {})
 
 
 def _read(kind: type[Order], body: bytes, context: Mapping[str, Any]) -> Order:

@@ -66,6 +66,7 @@ def stats(
         "uptime_s": state.uptime_s(),
         "listeners": state.listeners(),
         "workers": state.worker_counts(),
+        "settings": state.settings(),
         "redis": {**redis, "failures": sums.by("dashcache_redis_failures_total", "kind")},
         "breaker": _breaker(sums, state),
         "memory": {

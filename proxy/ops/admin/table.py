@@ -1,5 +1,6 @@
 """``GET /v1/stats`` for people: the figures that an operator looks for, in columns."""
 
+import time
 from typing import Any
 
 
@@ -18,6 +19,7 @@ def _overview(document: dict[str, Any]) -> str:
             ["version", document["version"]],
             ["phase", f"{document['phase']}, up {_duration(document['uptime_s'])}"],
             ["workers", f"{workers['serving']} of {workers['wanted']}"],
+            ["settings", _settings(document["settings"])],
             ["listening", _listening(document["listeners"])],
             ["redis", f"{redis['kind']}, {answered}, breaker {document['breaker']['state']}"],
             ["memory", f"{memory['entries']} rows, {memory['bytes'] / 2**20:.1f} MiB"],
@@ -43,6 +45,11 @@ def _purges(document: dict[str, Any]) -> list[list[str]]:
         return []
     scope = ", ".join("all" if kind == "all" else f"{kind} {name}" for kind, name in purges["last"]["scope"].items())
     return [["purged", f"{scope}, {_duration(purges['last']['age_s'])} ago; {purges['marks']} marks in all"]]
+
+
+def _settings(state: dict[str, Any]) -> str:
+    loaded = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(state["loaded_unix_s"]))
+    return f"of {loaded}{', a reload is under way' if state['reloading'] else ''}"
 
 
 def _listening(listeners: dict[str, Any]) -> str:

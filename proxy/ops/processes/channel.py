@@ -6,7 +6,7 @@ The first line carries the settings, secrets included: an argument or the enviro
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -26,7 +26,11 @@ _MAX_LINE_BYTES = 4 * 2**20
 
 
 class Hello(msgspec.Struct, tag="hello", tag_field="type"):
-    """To a new worker: everything that it needs to serve. Workers are numbered from 1 to *workers*."""
+    """
+    To a new worker: everything that it needs to serve. Workers are numbered from 1 to *workers*.
+
+    *sockets* are the numbers of inherited files, one for each port; -1 where the worker binds for itself.
+    """
 
     worker: int
     workers: int
@@ -36,6 +40,7 @@ class Hello(msgspec.Struct, tag="hello", tag_field="type"):
     redis_url: str | None
     rules: tuple[Rule, ...]
     marks: tuple[Mark, ...] = ()
+    sockets: tuple[int, ...] = ()
 
 
 class SetModes(msgspec.Struct, tag="modes", tag_field="type"):
@@ -52,10 +57,20 @@ class SetPurges(msgspec.Struct, tag="purges", tag_field="type"):
     marks: tuple[Mark, ...]
 
 
+class LastCall(msgspec.Struct, tag="last-call", tag_field="type"):
+    """To a worker: go on accepting, but let no connection outlive its next answer."""
+
+
 class Drain(msgspec.Struct, tag="drain", tag_field="type"):
-    """To a worker: stop accepting, end what is running within so many seconds, and exit."""
+    """
+    To a worker: stop accepting, end what is running within so many seconds, and exit.
+
+    *is_replaced*: a successor accepts on the same sockets. Connections may bring one more request for *linger_s*.
+    """
 
     within_s: float
+    linger_s: float = 0.0
+    is_replaced: bool = False
 
 
 class Ready(msgspec.Struct, tag="ready", tag_field="type"):
@@ -68,7 +83,7 @@ class Confirmed(msgspec.Struct, tag="confirmed", tag_field="type"):
     version: int
 
 
-ToWorker = Hello | SetModes | SetPurges | Drain
+ToWorker = Hello | SetModes | SetPurges | LastCall | Drain
 ToSupervisor = Ready | Confirmed
 
 Message = TypeVar("Message")
@@ -134,7 +149,9 @@ class WorkerControl:
 
     It is *number* of *count*, from 1 on; who replaces a worker that died takes over its number. While
     ``listen`` runs, ``modes`` follows every switch and ``purges`` every purge; ``drain_s`` is how long running requests
-    may take at the end.
+    may take at the end, ``linger_s`` and ``is_replaced`` are as in ``Drain``, ``is_hastened``: there is no time to
+    linger after all. ``listeners`` are the sockets to accept on, which outlive this worker; ports without one are for
+    it to bind.
     """
 
     def __init__(
@@ -147,13 +164,19 @@ class WorkerControl:
         number: int = 1,
         count: int = 1,
         purges: LivePurges | None = None,
+        listeners: Mapping[Port, socket.socket] | None = None,
     ) -> None:
         self.number = number
         self.count = count
         self.modes = modes
         self.purges = purges or LivePurges()
+        self.listeners = listeners or {}
         self.drain_s = drain_s
+        self.linger_s = 0.0
+        self.is_replaced = False
+        self.is_hastened = False
         self._channel = channel
+        self._last_call = asyncio.Event()
         self._draining = asyncio.Event()
         self._on_drain = on_drain
 
@@ -165,16 +188,22 @@ class WorkerControl:
         """Tell the supervisor that all ports accept connections."""
         self._channel.send(Ready())
 
+    async def wait_last_call(self) -> None:
+        """Return when no connection should outlive its next answer; at the latest when told to drain."""
+        await self._last_call.wait()
+
     async def wait_drain(self) -> None:
         """Return when told to drain, or when the supervisor has gone."""
         await self._draining.wait()
 
-    def drain(self, within_s: float) -> None:
-        """Begin to drain; the first call counts."""
+    def drain(self, within_s: float, linger_s: float = 0.0, *, is_replaced: bool = False) -> None:
+        """Begin to drain; the first call counts, another one ends its lingering."""
+        self.is_hastened = self._draining.is_set()
         if not self._draining.is_set():
-            self.drain_s = within_s
+            self.drain_s, self.linger_s, self.is_replaced = within_s, linger_s, is_replaced
+            self._last_call.set()
             self._draining.set()
-            self._on_drain(within_s)
+            self._on_drain(within_s + linger_s)
 
     async def _listen(self) -> None:
         while (message := await self._channel.receive()) is not None:
@@ -184,7 +213,9 @@ class WorkerControl:
             elif isinstance(message, SetPurges):
                 self.purges.replace(Marks(message.marks))
                 self._channel.send(Confirmed(message.version))
+            elif isinstance(message, LastCall):
+                self._last_call.set()
             elif isinstance(message, Drain):
-                self.drain(message.within_s)
+                self.drain(message.within_s, message.linger_s, is_replaced=message.is_replaced)
         # The supervisor has gone, perhaps by kill -9: nobody would ever tell us to stop.
         self.drain(self.drain_s)

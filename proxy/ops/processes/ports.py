@@ -2,12 +2,13 @@
 Ports held for the workers: bound by the supervisor with SO_REUSEPORT and never listened on.
 
 So port 0 becomes one number that all workers share, and nobody else can take the port while workers are replaced.
-Connections only reach sockets that listen: the workers'.
+Connections only reach sockets that listen: those of the workers' places, see ``place_sockets``.
 """
 
 import socket
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from proxy.core.listening import Port
 from proxy.errors import ConfigError
@@ -53,6 +54,31 @@ def reserve_all(settings: Settings) -> list[Reserved]:
     return held
 
 
+def place_sockets(held: Sequence[Reserved]) -> list[socket.socket | None]:
+    """
+    What one worker, and after it its successor, accepts on: a socket for each port, bound beside the held one.
+
+    It outlives the worker: whoever was let in by the kernel and not yet accepted by the old one is accepted by the new
+    one, where closing it would have reset them. None for gRPC, whose library binds for itself. Raises OSError.
+    """
+    made: list[socket.socket | None] = []
+    try:
+        for port, bound in held:
+            is_ours = port.protocol in ("http", "https")
+            made.append(_joined(bound.family, bound.getsockname()) if is_ours else None)
+    except OSError:
+        close_all(made)
+        raise
+    return made
+
+
+def close_all(sockets: Sequence[socket.socket | None]) -> None:
+    """Close each."""
+    for one in sockets:
+        if one is not None:
+            one.close()
+
+
 def bind(host: str, port: int, *, shared: bool) -> socket.socket:
     """A socket bound to *host* and *port*; *shared*: others of ours may bind there too. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
@@ -82,6 +108,10 @@ def _shared(bound: socket.socket) -> socket.socket:
     """*bound* again, with SO_REUSEPORT, which has to be set before a socket is bound."""
     family, address = bound.family, bound.getsockname()
     bound.close()
+    return _joined(family, address)
+
+
+def _joined(family: int, address: Any) -> socket.socket:  # noqa: ANN401  the family's own form
     again = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_INET6:

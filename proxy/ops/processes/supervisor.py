@@ -7,9 +7,10 @@ and purges, the admin listener. Open ``Supervisor._start`` for the way up; the e
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,22 +26,27 @@ from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
-from proxy.ops.processes.ports import Reserved, bind, reserve_all
+from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
 from proxy.ops.processes.process import METRICS_VARIABLE, child_environment, python_module
 from proxy.ops.processes.redis_child import RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
-from proxy.ops.processes.workers import Workers
+from proxy.ops.processes.reload import Reloader
+from proxy.ops.processes.workers import NotReplacedError, Workers
 from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.switches.share import Share
 from proxy.ops.telemetry import labels
-from proxy.ops.telemetry.log_output import error_fields, logger
+from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
 from proxy.settings_types import split_address
 
 REDIS_CONFIG = "redis.conf"
+
+# Of a replaced worker nobody's balancer knows: clients need a moment to bring the request that they were about to send.
+_LINGER_S = 1.0
+_AGE_SPREAD = 1.1  # gRPC's library spreads the ages of connections by a tenth in both directions
 
 
 class Supervisor:
@@ -65,6 +71,10 @@ class Supervisor:
         self._environ = environ
         self._tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
         self._stop = asyncio.Event()
+        self._is_quiet = True
+        self._reloader = Reloader(settings, environ, self.state, self._put_in_force)
+        self._hello_with: Callable[[Settings], Callable[[int], Hello]]
+        self._take_up: Callable[[Settings], None]
         self._upstreams = labels.upstream_operations(settings)
 
     async def run(self) -> None:
@@ -86,23 +96,32 @@ class Supervisor:
             if not starting.cancelled():
                 starting.result()
             await stopping
-            # First of all: whoever asks whether to send requests here hears no, while they are still answered.
-            self.state.phase = Phase.DRAINING
-            logger().info("draining", within_s=self._settings.limits.drain_s)
+            await self._announce_end()
         logger().info("stopped")
 
-    def stop(self) -> None:
-        """Drain and end; called again: hurry."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Drain and end, *at_once*: without waiting for balancers to see it; called again: hurry."""
+        self._is_quiet = self._is_quiet and not at_once
         if self._stop.is_set() and self.state.workers is not None:
             self.state.workers.hurry()
         self._stop.set()
 
+    async def _announce_end(self) -> None:
+        """Whoever asks whether to send requests here hears no from now on, while they are still answered."""
+        was_serving = self.state.phase is Phase.SERVING
+        self.state.phase = Phase.DRAINING
+        limits = self._settings.limits
+        notice_s = limits.notice_s if was_serving and self._is_quiet else 0.0
+        logger().info("draining", notice_s=notice_s, within_s=limits.drain_s)
+        if self.state.workers is not None:
+            await self.state.workers.last_call(notice_s)
+
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Who started us with nohup wants us to outlive the terminal.
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        # Ctrl-C: somebody waits for the prompt, and no balancer asks.
+        loop.add_signal_handler(signal.SIGINT, lambda: self.stop(at_once=True))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.start(self._reloader.by_signal()))
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """The way up; everything that is taken is put on *stack* at once, so that a stop half-way leaves nothing."""
@@ -120,6 +139,14 @@ class Supervisor:
         for known in (book, purges):
             known.load()
         admin = Admin(self._settings, self.state, book, purges, metrics)
+        admin.reload = self._reloader.reload
+
+        def take_up(settings: Settings) -> None:
+            book.live.begin_with(settings.start)
+            admin.use(settings)
+            self._modes_changed(metrics, book)
+
+        self._take_up = take_up
         stack.push_async_callback(admin.close)
         await self._start_admin(admin)
         redis_url = await self._redis(folder, stack)
@@ -189,22 +216,23 @@ class Supervisor:
         secret: bytes,
         redis_url: str | None,
     ) -> None:
-        settings = msgspec.Raw(settings_to_json(self._settings))
         held = tuple(reserved.port for reserved in ports)
 
-        def hello(number: int) -> Hello:
+        def hello(settings: msgspec.Raw, number: int) -> Hello:
             rules, marks = book.held.rules, purges.held.marks
             return Hello(number, self.state.wanted, settings, held, secret, redis_url, rules, marks)
 
+        self._hello_with = lambda settings: functools.partial(hello, msgspec.Raw(settings_to_json(settings)))
         workers = Workers(
             self.state.wanted,
             self._worker_command,
             {**child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
-            hello=hello,
+            hello=self._hello_with(self._settings),
             changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
             died=metrics.worker_died,
             drain_s=self._settings.limits.drain_s,
             tasks=self._tasks,
+            sockets=lambda: place_sockets(ports),
         )
         self.state.workers = workers
         stack.push_async_callback(workers.stop)
@@ -214,6 +242,22 @@ class Supervisor:
         await workers.wait_all_serve()
         self.state.phase = Phase.SERVING
         logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis)
+
+    async def _put_in_force(self, settings: Settings) -> None:
+        """Replace the workers by others with *settings*, and then go by them here too. Raises NotReplacedError."""
+        if self.state.workers is None:
+            raise NotReplacedError("there are no workers yet")
+        limits = settings.limits
+        linger_s = max(limits.notice_s, _LINGER_S)
+        if any(port.protocol in ("grpc", "grpcs") for port in self.state.listening):
+            # The old workers' connections have the age that the old settings say.
+            linger_s = max(linger_s, self._settings.limits.grpc_connection_s * _AGE_SPREAD + _LINGER_S)
+        await self.state.workers.replace_all(self._hello_with(settings), limits.drain_s, linger_s)
+        if settings.log != self._settings.log:
+            configure(settings.log, "supervisor")
+        self._settings = settings
+        self._upstreams = labels.upstream_operations(settings)
+        self._take_up(settings)
 
     async def _set_modes(self, modes: Modes) -> tuple[int, int]:
         return await self.state.workers.set_modes(modes) if self.state.workers is not None else (0, 0)

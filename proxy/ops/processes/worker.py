@@ -27,8 +27,8 @@ from proxy.settings import Settings
 Serve = Callable[[Settings, Sequence[Port], bytes, str | None, WorkerControl], Awaitable[None]]
 """What ``proxy.app.serve_worker`` is: serve the ports until ``control.wait_drain`` returns, then end."""
 
-# Beyond the time for draining: to close connections to Redis and upstreams.
-_LAST_SECONDS = 3.0
+# Beyond the time for draining: to let go of the ports, and to close connections to Redis and upstreams.
+_LAST_SECONDS = 5.0
 
 
 def main(serve: Serve | None = None) -> int:
@@ -62,10 +62,13 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
         number=hello.worker,
         count=hello.workers,
         purges=LivePurges(Marks(hello.marks)),
+        listeners=_inherited(hello),
     )
     tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
     control.start(tasks)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: control.drain(settings.limits.drain_s))
+    # A service manager sends it to all processes at once. When to stop is the supervisor's decision, who would fill
+    # this place again; that it has gone is seen on the channel.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         await (serve or _real_serve())(settings, hello.ports, hello.secret, hello.redis_url, control)
     except Exception as error:  # noqa: BLE001  the last place where it can be told
@@ -76,6 +79,12 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
         channel.close()
         writer.close()
     return 0
+
+
+def _inherited(hello: Hello) -> dict[Port, socket.socket]:
+    """The sockets that the supervisor holds for this worker's place."""
+    pairs = zip(hello.ports, hello.sockets, strict=False)
+    return {port: socket.socket(fileno=number) for port, number in pairs if number >= 0}
 
 
 def _real_serve() -> Serve:

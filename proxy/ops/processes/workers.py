@@ -1,7 +1,8 @@
 """
-The worker processes: started, replaced when they die, told of modes and purges, drained at the end.
+The worker processes: started, replaced when they die or settings change, told of modes and purges, drained at the end.
 
-Knows nothing of what workers do; that is in the Hello that each of them is given.
+Each has a place with sockets of its own, which its successor goes on with. Knows nothing of what workers do; that is in
+the Hello that each of them is given.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from proxy.core.modes import Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
@@ -21,11 +24,13 @@ from proxy.ops.processes.channel import (
     Confirmed,
     Drain,
     Hello,
+    LastCall,
     SetModes,
     SetPurges,
     ToSupervisor,
     supervisor_end,
 )
+from proxy.ops.processes.ports import close_all
 from proxy.ops.processes.process import CONTROL_VARIABLE, Backoff
 from proxy.ops.telemetry.log_output import logger
 
@@ -33,16 +38,51 @@ CONFIRM_S = 1.0
 """How long an order waits for the workers' confirmations."""
 
 # Beyond the time for draining: a worker also closes its connections, and has a deadline of its own.
-_LAST_SECONDS = 5.0
+_LAST_SECONDS = 7.0
 _HURRY_S = 1.0
+# A start takes about a second; on a machine that swaps, many.
+_SERVE_S = 30.0
+# Beyond the first restart nobody is left waiting for a worker that may never come.
+_PATIENT_S = 0.1
+
+# Old workers of one place, each with all its memory; a further reload waits until one of them has ended.
+_MOST_LEAVING = 2
+
+Sockets = list[socket.socket | None]
+Greeting = Callable[[int], Hello]
+"""The number of a place to the first message for its worker."""
+
+
+class NotReplacedError(Exception):
+    """A new worker did not come to serve, so the old ones go on; the message says which and why."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """
+    One place in the team: always taken, until all stop. Only the current *keeper* fills it.
+
+    *hello* is of the settings that are in force here: while others are put in force, not every place has the same.
+    """
+
+    number: int
+    hello: Greeting
+    sockets: Sockets = field(default_factory=list)
+    keeper: "asyncio.Task[None] | None" = None
+    worker: "Worker | None" = None
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
     """One running process."""
 
+    place: Place
     process: asyncio.subprocess.Process
     channel: Channel[ToSupervisor]
+    ended: "asyncio.Task[int] | None" = None
+    linger_s: float = 0.0
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has been told to end."""
     serves: bool = False
     confirmed: int = 0
     heard: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,7 +90,12 @@ class Worker:
 
 
 class Workers:
-    """A fixed number of workers; *hello* makes the first message, *changed* is called when their number changes."""
+    """
+    A fixed number of workers; *hello* makes the first message, *changed* is called when their number changes.
+
+    *sockets* makes what a place accepts on, one for each port; it may raise OSError. ``serve_s`` is how long the
+    successor of a worker may take to serve.
+    """
 
     def __init__(
         self,
@@ -58,31 +103,35 @@ class Workers:
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
-        hello: Callable[[int], Hello],
+        hello: Greeting,
         changed: Callable[[], None],
         died: Callable[[int], Awaitable[None]],
         drain_s: float,
         tasks: Tasks,
+        sockets: Callable[[], Sockets] = list,
     ) -> None:
         self.count = count
+        self.serve_s = _SERVE_S
         self._command = command
         self._environment = environment
-        self._hello = hello
         self._changed = changed
         self._died = died
         self._drain_s = drain_s
         self._tasks = tasks
+        self._sockets = sockets
         self._running: set[Worker] = set()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._places = [Place(number, hello) for number in range(1, count + 1)]
+        self._replacing = asyncio.Lock()
         self._version = 0
+        self._is_last_call = False
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._all_serve = asyncio.Event()
 
     @property
     def serving(self) -> int:
-        """How many serve now."""
-        return sum(worker.serves for worker in self._running)
+        """How many serve now; those that are told to end are not among them."""
+        return sum(worker.serves and not worker.leaving.is_set() for worker in self._running)
 
     @property
     def pids(self) -> list[int]:
@@ -91,7 +140,8 @@ class Workers:
 
     def start(self) -> None:
         """Start all; returns at once."""
-        self._keepers = [self._tasks.start(self._keep(number)) for number in range(1, self.count + 1)]
+        for place in self._places:
+            place.keeper = self._tasks.start(self._keep(place))
 
     async def wait_all_serve(self) -> None:
         """Return when all serve."""
@@ -111,52 +161,187 @@ class Workers:
         version = self._version
         for worker in self._running:
             worker.channel.send(message(version))
-        asked = [worker for worker in self._running if worker.serves]
+        asked = [
+            worker for worker in self._running if worker.serves
+        ]  # also those that are told to end: they answer yet
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S):
                 await asyncio.gather(*(self._wait_confirmed(worker, version) for worker in asked))
         alive = [worker for worker in asked if worker in self._running]
         return sum(worker.confirmed >= version for worker in alive), len(alive)
 
-    async def stop(self) -> None:
-        """Drain all and wait for their end; whoever does not end in time is killed."""
-        self._stopping.set()
+    async def last_call(self, for_s: float) -> None:
+        """Let no connection outlive its next answer, and return after *for_s* seconds, or when told to hurry."""
+        self._is_last_call = True
         for worker in self._running:
-            worker.channel.send(Drain(self._drain_s))
-        await asyncio.gather(*self._keepers)
+            worker.channel.send(LastCall())
+        if for_s:
+            await _first(self._hurry.wait(), self._stopping.wait(), self._tasks, timeout_s=for_s)
+
+    async def stop(self) -> None:
+        """Drain all and wait for their end, also of who is just being started; who does not end in time is killed."""
+        self._stopping.set()
+        for place in self._places:
+            # Before the workers close theirs: nobody would accept what came in after that.
+            close_all(place.sockets)
+            place.sockets = []
+        for worker in self._running:
+            if worker.leaving.is_set():  # replaced, and still lingering
+                worker.channel.send(Drain(self._drain_s))
+            self._retire(worker, Drain(self._drain_s))
+        async with self._replacing:  # whoever is in the middle of it gives up
+            pass
+        keepers = [place.keeper for place in self._places if place.keeper is not None]
+        ended = [worker.ended for worker in self._running if worker.ended is not None]
+        await asyncio.gather(*keepers, *ended)
 
     def hurry(self) -> None:
         """Give the workers a second, not more."""
         self._hurry.set()
+
+    async def replace_all(self, hello: Greeting, drain_s: float, linger_s: float) -> None:
+        """
+        Replace one worker after the other by one that is told *hello*: it serves before its predecessor drains.
+
+        Raises:
+            NotReplacedError: one did not come to serve. Those of before go on, or are started again.
+        """
+        replaced: list[tuple[Place, Greeting]] = []
+        async with self._replacing:
+            try:
+                for place in self._places:
+                    before = place.hello
+                    await self._replace(place, hello, linger_s)
+                    replaced.append((place, before))
+            except NotReplacedError:
+                for place, before in replaced:
+                    await self._give_back(place, before, linger_s)
+                raise
+            self._drain_s = drain_s
+
+    async def _give_back(self, place: Place, hello: Greeting, linger_s: float) -> None:
+        try:
+            await self._replace(place, hello, linger_s)
+        except NotReplacedError as error:
+            # To serve with settings that the other places do not have is better than not to serve.
+            place.hello = hello
+            if not self._stopping.is_set():
+                logger().error("reload_not_undone", worker=place.number, reason=str(error))
+
+    async def _replace(self, place: Place, hello: Greeting, linger_s: float) -> None:
+        await self._wait_room(place)
+        try:
+            new = await self._spawn(place, hello)
+        except OSError as error:
+            raise NotReplacedError(f"worker {place.number} could not be started: {error.strerror or error}") from error
+        try:
+            async with asyncio.timeout(self.serve_s):
+                while not new.serves and new in self._running:
+                    new.heard.clear()
+                    await new.heard.wait()
+        except TimeoutError:
+            pass
+        if not new.serves or self._stopping.is_set():
+            raise NotReplacedError(await self._gave_up(new))
+        # The old one's keeper sees that the place is no longer its own, and does not fill it again.
+        old, place.worker, place.hello = place.worker, new, hello
+        place.keeper = self._tasks.start(self._keep(place, new))
+        if old is not None:
+            self._retire(old, Drain(self._drain_s, linger_s, is_replaced=True))
+            self._changed()
+
+    async def _gave_up(self, new: Worker) -> str:
+        """End *new*; why it is of no use."""
+        number = new.place.number
+        if self._stopping.is_set():
+            return "the proxy is ending"
+        if new in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                new.process.kill()
+            return f"worker {number} did not serve within {self.serve_s:g} s"
+        status = await new.ended if new.ended is not None else None
+        return f"worker {number} ended with status {status} before it served"
+
+    async def _wait_room(self, place: Place) -> None:
+        """Return when not too many replaced workers linger at *place*."""
+        while not self._stopping.is_set():
+            leaving = [other for other in self._running if other.place is place and other.leaving.is_set()]
+            if len(leaving) < _MOST_LEAVING:
+                return
+            ended = [other.ended for other in leaving if other.ended is not None]
+            await _first(asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED), self._stopping.wait(), self._tasks)
+        raise NotReplacedError("the proxy is ending")
+
+    def _retire(self, worker: Worker, order: Drain) -> None:
+        if not worker.leaving.is_set():
+            worker.linger_s = order.linger_s
+            worker.leaving.set()
+            worker.channel.send(order)
 
     async def _wait_confirmed(self, worker: Worker, version: int) -> None:
         while worker.confirmed < version and worker in self._running:
             worker.heard.clear()
             await worker.heard.wait()
 
-    async def _keep(self, number: int) -> None:
-        """One place in the team: always taken, until all stop."""
-        backoff = Backoff()
-        while not self._stopping.is_set():
-            started_s = time.monotonic()
+    async def _keep(self, place: Place, worker: Worker | None = None) -> None:
+        """See that somebody serves at *place*, first *worker*, until all stop or another keeper takes over."""
+        backoff, me = Backoff(), asyncio.current_task()
+        while not self._stopping.is_set() and place.keeper is me:
+            started_s, status = time.monotonic(), None
             try:
-                status = await self._run_one(number)
+                worker = worker or await self._spawn(place, place.hello)
+                if place.keeper is me:
+                    place.worker = worker
+                else:  # a successor came to serve while this one was being started
+                    self._retire(worker, Drain(self._drain_s, is_replaced=True))
+                status = await self._end_of(worker)
             except OSError as error:  # no more processes or memory
-                logger().error("worker_not_started", worker=number, error=type(error).__name__)
-                status = None
-            if self._stopping.is_set():
+                logger().error("worker_not_started", worker=place.number, error=type(error).__name__)
+            if self._stopping.is_set() or place.keeper is not me:
                 return
+            worker = place.worker = None
             wait_s = backoff.wait_s(time.monotonic() - started_s)
-            logger().warning("worker_ended", worker=number, status=status, restart_in_s=wait_s)
+            logger().warning("worker_ended", worker=place.number, status=status, restart_in_s=wait_s)
+            if wait_s > _PATIENT_S and not any(other.place is place for other in self._running):
+                close_all(place.sockets)
+                place.sockets = []
             await _first(self._stopping.wait(), asyncio.sleep(wait_s), self._tasks)
 
-    async def _run_one(self, number: int) -> int:
-        worker = await self._spawn(number)
+    async def _spawn(self, place: Place, hello: Greeting) -> Worker:
+        """Start a process for *place*; it counts from now on. Raises OSError."""
+        if not place.sockets and not self._stopping.is_set():
+            place.sockets = self._sockets()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            channel = await supervisor_end(ours)
+            numbers = tuple(-1 if one is None else one.fileno() for one in place.sockets)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    env={**self._environment, CONTROL_VARIABLE: str(theirs.fileno())},
+                    pass_fds=(theirs.fileno(), *(number for number in numbers if number >= 0)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    process_group=0,  # Ctrl-C in a terminal goes to a whole group; workers are told by us
+                )
+            except BaseException:
+                channel.close()
+                raise
+        channel.send(msgspec.structs.replace(hello(place.number), sockets=numbers))
+        worker = Worker(place, process, channel)
         self._running.add(worker)
+        worker.ended = self._tasks.start(self._watch(worker))
+        if self._is_last_call:
+            channel.send(LastCall())
+        if self._stopping.is_set():  # told while it was being started
+            self._retire(worker, Drain(self._drain_s))
+        return worker
+
+    async def _end_of(self, worker: Worker) -> int | None:
+        return await worker.ended if worker.ended is not None else None
+
+    async def _watch(self, worker: Worker) -> int:
         listening = self._tasks.start(self._listen(worker))
         try:
-            if self._stopping.is_set():  # told while it was being started
-                worker.channel.send(Drain(self._drain_s))
             return await self._ended(worker)
         finally:
             self._running.discard(worker)
@@ -165,24 +350,6 @@ class Workers:
             worker.heard.set()
             self._changed()
             await self._died(worker.process.pid)
-
-    async def _spawn(self, number: int) -> Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    env={**self._environment, CONTROL_VARIABLE: str(theirs.fileno())},
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    process_group=0,  # Ctrl-C in a terminal goes to a whole group; workers are told by us
-                )
-            except BaseException:
-                ours.close()
-                raise
-        channel = await supervisor_end(ours)
-        channel.send(self._hello(number))
-        return Worker(process, channel)
 
     async def _listen(self, worker: Worker) -> None:
         while (message := await worker.channel.receive()) is not None:
@@ -198,9 +365,11 @@ class Workers:
     async def _ended(self, worker: Worker) -> int:
         """The exit status of *worker*; when stopping takes too long, it is killed."""
         ended = self._tasks.start(worker.process.wait())
-        await _first(ended, self._stopping.wait(), self._tasks)
+        await _first(ended, worker.leaving.wait(), self._tasks)
         if not ended.done():
-            limit_s = self._drain_s + _LAST_SECONDS
+            await _first(ended, self._stopping.wait(), self._tasks, timeout_s=self._drain_s + worker.linger_s)
+        if not ended.done():
+            limit_s = (self._drain_s if self._stopping.is_set() else 0.0) + _LAST_SECONDS
             await _first(ended, self._hurry.wait(), self._tasks, timeout_s=limit_s)
             if not ended.done() and self._hurry.is_set():
                 await asyncio.wait({ended}, timeout=_HURRY_S)

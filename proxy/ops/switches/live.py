@@ -40,6 +40,11 @@ class LiveModes:
         self._in_force = self._start
         self._until_unix_s = _NEVER
 
+    def begin_with(self, start: Start) -> None:
+        """From now on the rules of the settings are those of *start*; switches go on."""
+        self._start = start_modes(start)
+        self._refresh(self._unix_s())
+
     @property
     def switched(self) -> Modes:
         """The rules that somebody set, ended ones included."""

@@ -2,7 +2,8 @@
 The supervisor with a worker that only says who and how it is: for tests of processes, without the data path.
 
 Each connection sends one word and gets one JSON line: ``who`` (process and mode), ``crash``, ``observe`` (counts one
-request), ``hold`` (answers only when the supervisor asks to drain), ``hang`` (stops the loop for good).
+request), ``hold`` (answers only when the supervisor asks to drain), ``hang`` (stops the loop for good). With certain
+settings it dies before it serves.
 """
 
 import asyncio
@@ -12,14 +13,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from proxy.core.listening import Port
 from proxy.core.outcome import CacheState, Outcome
 from proxy.ops.processes.channel import WorkerControl
 from proxy.settings import Settings
 
-ROOT = Path(__file__).parents[3]
+ALL_DIE = 999
+"""As ``limits.header_lines``: no worker comes to serve; 1,000 and a number: that worker does not."""
 
 
 async def serve(
@@ -32,6 +33,8 @@ async def serve(
     from proxy.ops.telemetry.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
 
     observer = Observer.of(settings)
+    if settings.limits.header_lines in (ALL_DIE, 1_000 + control.number):
+        sys.exit(3)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         word = (await reader.readline()).strip().decode()
@@ -56,6 +59,7 @@ async def serve(
             "secret": secret.decode(),
             "redis": redis_url,
             "environ": sorted(os.environ),
+            "header_lines": settings.limits.header_lines,
         }
         writer.write(json.dumps(told).encode() + b"\n")
         await writer.drain()
@@ -63,10 +67,12 @@ async def serve(
 
     servers = []
     for port in ports:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((port.host, port.number))
+        listener = control.listeners.get(port)
+        if listener is None:
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((port.host, port.number))
         servers.append(await asyncio.start_server(answer, sock=listener))
     await control.ready()
     await control.wait_drain()
@@ -85,7 +91,7 @@ def run(environ: Mapping[str, str]) -> None:
     writer = configure(settings.log, "supervisor")
 
     async def supervise() -> None:
-        command = [sys.executable, str(Path(__file__)), "worker"]
+        command = [sys.executable, "-m", "tests.unit.ops.stub_proxy", "worker"]
         await Supervisor(settings, config_folder(environ), worker_command=command, environ=environ).run()
 
     asyncio.run(supervise())
@@ -93,7 +99,6 @@ def run(environ: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     if sys.argv[1] == "worker":
         from proxy.ops.processes.worker import main
 

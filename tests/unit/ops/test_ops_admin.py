@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/v1/mode"),
     ("PUT", "/v1/mode"),
     ("POST", "/v1/purge"),
+    ("POST", "/v1/reload"),
 ]
 
 

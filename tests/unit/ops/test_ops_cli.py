@@ -177,6 +177,17 @@ def test_what_is_no_duration_is_refused(duration: str) -> None:
     assert "allowed: 30s, 10m, 2h, 1d" in result.output
 
 
+def test_a_reload_is_ordered_and_its_mistakes_are_shown(admin: Admin) -> None:
+    admin.document = {"workers": {"serving": 4, "wanted": 4}, "settings": {}}
+    result = call("reload", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert (result.exit_code, result.output) == (0, "reloaded: 4 of 4 workers serve with the settings of now\n")
+    (asked,) = admin.asked
+    assert (asked["method"], asked["path"], asked["body"]) == ("POST", "/v1/reload", {})
+    admin.status, admin.document = 400, {"error": "BadSettings", "mistakes": ["one: wrong", "two: too"]}
+    result = call("reload", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert (result.exit_code, result.output) == (1, "one: wrong\ntwo: too\n")
+
+
 def test_the_token_comes_from_the_settings(admin: Admin) -> None:
     admin.document = {"status": "healthy"}
     for arguments in (["health"], ["health", "--admin", f"http://{admin.address}"]):

@@ -23,7 +23,7 @@ from tests.support.proxy_process import ProxyProcess, ProxyStartError
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until, wait_until_sync
 
-STUB = (sys.executable, str(Path(__file__).with_name("stub_proxy.py")), "run")
+STUB = (sys.executable, "-m", "tests.unit.ops.stub_proxy", "run")
 
 Start = Callable[..., ProxyProcess]
 
@@ -230,7 +230,7 @@ async def test_what_other_replicas_ordered_is_asked_before_any_worker_starts(
         listen=Listen(http="127.0.0.1:0", admin="127.0.0.1:0"),
         redis=Redis(url=SecretStr(redis_server.url)),
     )
-    supervisor = Supervisor(settings, tmp_path, worker_command=[sys.executable, STUB[1], "worker"])
+    supervisor = Supervisor(settings, tmp_path, worker_command=[*STUB[:-1], "worker"])
     workers_at_first: list[object] = []
 
     async def first(_share: Share) -> None:

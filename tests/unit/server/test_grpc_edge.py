@@ -15,6 +15,7 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.request import Request
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.server.grpc import GrpcFront
+from proxy.server.leaving import SETTLE_S
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
 from tests.support.ports import PortReservation
@@ -476,7 +477,7 @@ async def test_stopping_waits_for_running_calls_and_takes_no_new_ones() -> None:
         running_call = asyncio.ensure_future(_awaited(rig.call()))
         await wait_until(lambda: rig.upstream.calls)
         stopping = asyncio.ensure_future(rig.front.stop(5.0))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(SETTLE_S + 0.1)
         assert (await rig.failure(b"late")).code() is grpc.StatusCode.UNAVAILABLE
         assert not stopping.done()
         go.set()

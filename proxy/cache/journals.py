@@ -1,0 +1,125 @@
+"""
+Which process writes to which journal, where two may have the same number for a while, and who takes over from the dead.
+
+A journal's owner holds a lock on a file beside it, which the kernel lets go of however the owner ends. What an owner
+left is taken over by whoever looks next: its successor when it starts, or any other worker within a second. Who starts
+beside others also reads theirs: it serves what they have made stale, and Redis may not know yet.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proxy.cache.generations import Generations, Journal
+
+_MOST = 256
+_ALL = "invalidations.lock"
+_ONE = "invalidations-{}.lock"
+_JOURNAL = "invalidations-{}.journal"
+
+
+class Claim:
+    """A journal, and the right to write to it until ``close``."""
+
+    def __init__(self, folder: Path, number: int, lock: int, journal: Journal) -> None:
+        self.journal = journal
+        self._folder = folder
+        self._number = number
+        self._lock = lock
+
+    def learn(self, generations: Generations) -> None:
+        """Before this process serves: take up what others have not told Redis of, living or not. Raises OSError."""
+        with _locked(self._folder):
+            for number in _journals(self._folder):
+                if number != self._number:
+                    _take_up(self._folder / _JOURNAL.format(number), generations)
+            self._adopt(generations)
+
+    def adopt(self, generations: Generations) -> None:
+        """
+        Take over what processes that have ended could not tell Redis of.
+
+        Raises:
+            OSError: also if another process does the same at this moment; who serves must not hang with that one.
+        """
+        with _locked(self._folder, waits=False):
+            self._adopt(generations)
+
+    def _adopt(self, generations: Generations) -> None:
+        for number in _journals(self._folder):
+            if number == self._number or (lock := _try_lock(self._folder / _ONE.format(number))) is None:
+                continue
+            try:
+                path = self._folder / _JOURNAL.format(number)
+                _take_up(path, generations)
+                path.unlink()
+            finally:
+                os.close(lock)
+
+    def close(self) -> None:
+        """Let others take over; the journal itself is closed by who uses it."""
+        os.close(self._lock)
+
+
+def claim(folder: Path, number: int, count: int) -> Claim:
+    """
+    The journal of worker *number* (from 1) of *count*; another one while a predecessor still writes to it.
+
+    The first worker also takes over what is left of workers that are no longer run. Raises OSError.
+    """
+    with _locked(folder):
+        # Beyond the team's own numbers: for who comes while their owners are still there.
+        for own in (number, *range(count + 1, 2 * _MOST)):
+            if (lock := _try_lock(folder / _ONE.format(own))) is not None:
+                break
+        else:
+            raise OSError("every journal is in use")
+        try:
+            return Claim(folder, own, lock, Journal.of_worker(folder, own, 2 * _MOST))
+        except BaseException:
+            os.close(lock)
+            raise
+
+
+def _take_up(path: Path, generations: Generations) -> None:
+    """Treat the scopes that are open in the journal *path* as writes of this process that Redis was not told of."""
+    other = Journal(path)
+    try:
+        scopes = other.left_over()
+    finally:
+        other.close()
+    if not scopes:
+        return
+    try:
+        generations.begin(scopes)
+        generations.not_told(scopes)
+    finally:
+        generations.end(scopes)
+
+
+def _journals(folder: Path) -> list[int]:
+    names = (path.stem.rpartition("-")[2] for path in folder.glob(_JOURNAL.format("*")))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+@contextmanager
+def _locked(folder: Path, *, waits: bool = True) -> Iterator[None]:
+    """One process at a time decides who owns what; BlockingIOError if another does so and this one does not wait."""
+    lock = os.open(folder / _ALL, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(lock)
+
+
+def _try_lock(path: Path) -> int | None:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
