@@ -222,7 +222,12 @@ FAULTS = (
         "vendor",
     ),
     Fault("upstream errors in a 200", _vendor({"wrong": "code_in_200"}, {"code": -2994}), "vendor"),
-    Fault("upstream leaves items out", _vendor({"wrong": "drop_index"}, {"wrong": "empty_body"}), "vendor"),
+    Fault(
+        "upstream leaves items out",
+        # After: over gRPC an empty message says success, and a write that was not executed must not say so.
+        _vendor({"wrong": "drop_index"}, {"wrong": "empty_body", "stage": "after"}),
+        "vendor",
+    ),
     Fault("upstream late by 700 ms", _vendor({"latency_ms": 700}, {"latency_ms": 700})),
     Fault(
         "upstream ends in the middle",
