@@ -23,7 +23,7 @@ NAMED = re.compile(r"test_([rcs]\d+[a-e]?)_")
 HEAD = """# Reliability
 
 What is promised, the tests that show it, and what they showed when `make test-faults` wrote this page ({where}).
-A promise without a test is marked, and claimed nowhere else. The tests of a row are those named after it: all of R1 are
+A promise without a test is marked, and is not claimed. The tests of a row are those named after it: all of R1 are
 run by `pytest --rows -k test_r1_`.
 """
 

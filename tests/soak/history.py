@@ -45,9 +45,8 @@ class History:
 
     spells: list[Spell] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
-    bypassed: list[tuple[float, float]] = field(default_factory=list)
-    """In which both replicas had confirmed that nothing comes from the cache."""
     bypassed_since_s: float | None = None
+    """Since then both replicas have confirmed that nothing comes from the cache."""
     purged_s: float | None = None
     """When the last purge of everything had returned."""
     are_leaving: bool = False

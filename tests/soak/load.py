@@ -58,7 +58,6 @@ class Load:
         self.documents = Documents(history, random.Random(f"documents:{seed}"))
         self.kinds: dict[int, str] = {}
         self.breaches: list[Kept] = []
-        self.written_in_time = 0
 
     async def prepare(self) -> None:
         """Learn the truth and make the collections."""

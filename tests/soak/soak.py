@@ -1,16 +1,14 @@
 """One soak from beginning to end, and what it showed."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.soak.faults import Deck, watch_untold
 from tests.soak.history import History
-from tests.soak.load import Load
+from tests.soak.load import NO_BREACH, Kept, Load
 from tests.soak.rig import Rig, rig
 from tests.soak.watch import MIB, Sample, Series, Watch, look
 from tests.support.open_loop import Report, run_open_loop
@@ -57,11 +55,15 @@ async def soak(seconds: float, rate: float, every_s: float, seed: int) -> Soaked
         await run_open_loop(load.call, rate, duration_s=min(WARM_UP_S, seconds))
         load.kinds.clear()
         began_s = time.monotonic()
-        async with _beside(watch.run()), _beside(watch_untold(made, history)), asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
+            watching = [group.create_task(watch.run()), group.create_task(watch_untold(made, history))]
             faults = group.create_task(deck.play(every_s, began_s + seconds))
             report = await run_open_loop(load.call, rate, duration_s=seconds, drain_s=30.0)
             await faults
+            for task in watching:
+                task.cancel()
         breaches = [f"{one.at_s - began_s:.1f} s, {one.kind}: {one.verdict}" for one in load.breaches]
+        breaches += unexplained(report, load.breaches)
         at_rest = await _at_rest(made, breaches)
         breaches += _of_processes(made) + grown(list(watch.series.values()))
         return Soaked(
@@ -81,16 +83,11 @@ async def soak(seconds: float, rate: float, every_s: float, seed: int) -> Soaked
         )
 
 
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """*work* runs while the block does; its failure is the block's at the end."""
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+def unexplained(report: Report, known: Sequence[Kept]) -> list[str]:
+    """Calls that ended in no way that the load foresees: an error of its own, or never."""
+    foreseen = {one.verdict.partition(";")[0] for one in known}
+    others = {error for error in report.errors if error not in foreseen and not error.startswith(NO_BREACH)}
+    return [f"{report.errors[error]} calls: {error}" for error in sorted(others)]
 
 
 async def _at_rest(made: Rig, breaches: list[str]) -> list[Sample]:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -67,17 +67,7 @@ class Questions:
                 request.method, url + request.target, data=request.body, headers=headers_of(request)
             ) as response:
                 truth = without_ids(await response.read())
-                self._passed.append(
-                    Ask(
-                        request.kind,
-                        request.method,
-                        request.target,
-                        request.body,
-                        response.status,
-                        truth,
-                        request.headers,
-                    )
-                )
+                self._passed.append(replace(request, status=response.status, truth=truth))
 
     def passed(self, kind: str) -> Ask:
         """One of that kind which is not cached (yet)."""

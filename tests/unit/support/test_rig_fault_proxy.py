@@ -238,6 +238,18 @@ async def test_connections_can_be_dropped_even_inside_a_black_hole(echo, client,
     await echo.proxy.wait_connections(0)
 
 
+async def test_lines_that_are_ended_are_no_errors_of_the_rigs(echo, client):
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    for by_reset in (False, True):
+        async with await RawClient.connect(echo.proxy.port) as other:
+            await exchange(other, b"x")
+            echo.proxy.drop_connections(by_reset=by_reset)
+            await echo.proxy.wait_connections(0)
+    await asyncio.sleep(0)
+    assert told == []
+
+
 async def test_who_leaves_with_a_reset_is_seen_to_leave_by_the_target(echo, client):
     client.abort()
     await wait_until(lambda: echo.ends, what="the target to see it")
