@@ -50,13 +50,12 @@ class Callers:
         """See ``Standings.mark``."""
         return self._standings.mark(owner, shared, has_entries=has_entries)
 
-    def has_written(self, owner: bytes) -> None:
-        """The upstream has done what *owner* asked for."""
+    def served(self, owner: bytes) -> None:
+        """The upstream has just done what *owner* asked for, perhaps for another request that this one waited for."""
         self._leases.note(owner)
 
     def accepted(self, owner: bytes, mark: bytes | None) -> None:
         """The upstream has answered *owner* in a request that was sent on when *mark* was known."""
-        self._leases.note(owner)
         self._standings.accepted(owner, mark)
 
     async def refused(self, request: Request) -> None:

@@ -186,7 +186,7 @@ class Flow:
         finally:
             outcome.redis_ok = not self._voidable.is_pending(scopes)
         if verdict is Verdict.DONE:
-            self._callers.has_written(owner)
+            self._callers.served(owner)
         elif verdict is Verdict.REFUSED:
             await self._callers.refused(request)
         return answer
@@ -288,6 +288,7 @@ class Flow:
             outcome.forwarded, outcome.coalesced = len(job.keys), 0
             whole = await self._upstreams.send_read(job, job.request.body or b"")
             return relayed(whole, whole)
+        self._callers.served(job.owner)
         _say_settling(job)
         if is_whole and landing.answer is not None:
             answer = landing.answer
@@ -309,6 +310,7 @@ class Flow:
         answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
         if landing.rows is None:
             return answer
+        self._callers.served(job.owner)
         _say_settling(job)
         outcome.shadow_mismatches = sum(
             usable[key].row.differs(row) for key, row in landing.rows.items() if key in usable
