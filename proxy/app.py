@@ -22,22 +22,25 @@ from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
+from proxy.core.grace import Windows
 from proxy.core.key import Secret
 from proxy.core.listening import Port, shown
+from proxy.core.plan import ErrorKind
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Transport
 from proxy.core.purges import NO_MARKS
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
-from proxy.data_ports import listen, listen_grpc
+from proxy.data_ports import open_all
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
+from proxy.grace import Grace
+from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
-from proxy.server.http import Front, HttpPort, RequestObserver
-from proxy.server.leaving import until
+from proxy.server.http import Front, RequestObserver
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
 from proxy.settings import Settings
@@ -49,19 +52,14 @@ from proxy.vendors.registry import Adapters
 
 if TYPE_CHECKING:
     # Imported where a port or an upstream wants it: the library costs 23 MB in each worker.
-    from proxy.server.grpc import GrpcFront
     from proxy.transport.grpc import GrpcTransport
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
+# Of the requests that an upstream may have at a time, refreshes take a tenth.
+_REFRESH_SHARE = 10
 # Listeners, log, metrics, journal, and what runs beside a request.
 _OTHER_FILES = 256
-
-_HANDSHAKE_S = 1.0
-"""For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
-
-_WEBSOCKET_SHARE = 0.9
-"""Of the time for draining; the rest is for the closing handshake."""
 
 
 class Observing(RequestObserver, Telemetry, Protocol):
@@ -75,6 +73,7 @@ class Worker:
     tasks: Tasks
     tiers: Tiers
     voidable: VoidableTier
+    grace: Grace
     flow: Flow
     front: Front
     bridge: Bridge
@@ -104,45 +103,20 @@ async def serve_worker(
         )
         async with wired as worker:
             own.learn(worker.generations)
-            served = [
-                await listen(settings, worker.front, port, control.listeners.get(port))
-                for port in ports
-                if port.protocol in ("http", "https")
-            ]
-            calls = await listen_grpc(settings, worker.flow, observer, ports)
+            doors = await open_all(settings, worker.front, worker.flow, observer, ports, listeners=control.listeners)
             chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
             await control.ready()
             await control.wait_last_call()
             worker.front.is_draining = True
             await control.wait_drain()
             ends_s = asyncio.get_running_loop().time() + control.linger_s + control.drain_s
-            await _drain(worker, served, calls, control)
+            await doors.give_up(worker.bridge, worker.tasks, control)
+            await worker.grace.close()  # nobody is left who could begin another refresh
             for chore in chores:
                 chore.cancel()
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
-
-
-async def _drain(
-    worker: Worker, served: Sequence[HttpPort], calls: "Sequence[GrpcFront]", control: WorkerControl
-) -> None:
-    """Give up the ports without losing who is in them, and let what runs end."""
-    linger_s = control.linger_s
-    over = [worker.tasks.start(front.stop(control.drain_s, linger_s, lambda: control.is_hastened)) for front in calls]
-    await asyncio.gather(*(port.close(is_shared=control.is_replaced) for port in served))
-    # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything may.
-    patience_s = control.drain_s * _WEBSOCKET_SHARE if control.is_replaced else 0.0
-    telling = worker.tasks.start(_say_goodbye(worker.bridge, control, linger_s + patience_s))
-    await asyncio.sleep(min(linger_s, _HANDSHAKE_S))
-    await until(lambda: control.is_hastened or not any(port.connections for port in served), linger_s)
-    await asyncio.gather(*(port.end(control.drain_s) for port in served), *over)
-    telling.cancel()
-
-
-async def _say_goodbye(bridge: Bridge, control: WorkerControl, after_s: float) -> None:
-    await until(lambda: control.is_hastened, after_s)
-    await bridge.close()
 
 
 @contextlib.asynccontextmanager
@@ -173,6 +147,7 @@ async def built(
         tasks,
         observer,
         max_pending_stores=settings.redis.max_pending_stores,
+        grace_s=_windows(settings).longest_s,
         wall=clock.wall,
     )
     generations = Generations(journal, clock.wall)
@@ -191,6 +166,7 @@ async def built(
     over_http = {upstream.name: _transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams}
     over_grpc = _grpc_transports(settings, upstreams, ports, slots)
     ways = Upstreams(lambda request: _way(request, over_http, over_grpc), clock)
+    negatives = Negatives(_negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
         tiers=tiers,
@@ -199,6 +175,7 @@ async def built(
         lifetime=lambda operation, model: _lifetime_s(settings, operation, model),
         jitter=settings.lifetimes.jitter,
         max_answer_bytes=settings.limits.max_answer_bytes,
+        keeps_errors=negatives.is_on,
         clock=clock,
         random_unit=random.random,
     )
@@ -211,11 +188,22 @@ async def built(
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
     )
+    grace = Grace(
+        windows=_windows(settings),
+        fetcher=fetcher,
+        tasks=tasks,
+        telemetry=observer,
+        wait_s=settings.grace.wait_s,
+        max_refreshes=max(1, settings.upstream.max_inflight // _REFRESH_SHARE),
+        monotonic=clock.monotonic,
+    )
     flow = Flow(
         routes=_adapters(settings, upstreams),
         upstreams=ways,
         asker=asker,
         fetcher=fetcher,
+        grace=grace,
+        negatives=negatives,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
         voidable=voidable,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
@@ -240,7 +228,7 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, flow, front, bridge, guard, generations, slots)
+        yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
     finally:
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
@@ -360,6 +348,21 @@ def _lifetime_s(settings: Settings, operation: str, model: str) -> float:
         return rule.ttl_s
     by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
     return by_operation.get(operation, lifetimes.embedding_s)
+
+
+def _negative_lifetimes_s(settings: Settings) -> dict[ErrorKind, float]:
+    rule = settings.negative
+    return {
+        ErrorKind.INVALID_PARAMETER: rule.invalid_parameter_s,
+        ErrorKind.EMPTY_INPUT: rule.empty_input_s,
+        ErrorKind.ILLEGAL_INPUT: rule.illegal_input_s,
+        ErrorKind.TOO_LARGE: rule.too_large_s,
+    }
+
+
+def _windows(settings: Settings) -> Windows:
+    grace = settings.grace
+    return Windows(grace.while_refresh_s, grace.if_error_s, frozenset(grace.if_error_for))
 
 
 async def _report(worker: Worker, observer: Observer) -> None:

@@ -25,6 +25,7 @@ from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
 _MAX_SHARED_BYTES = 1 << 20
+_BAD_REQUEST = 400
 _STORE_AT_LATEST_S = 0.05
 
 
@@ -177,7 +178,7 @@ class Upstreams:
 
 
 class Asker:
-    """Asks upstreams for items, and keeps what is right."""
+    """Asks upstreams for items, and keeps what is right; *keeps_errors*: somebody wants to read what is wrong, too."""
 
     def __init__(
         self,
@@ -189,6 +190,7 @@ class Asker:
         lifetime: Lifetime,
         jitter: float,
         max_answer_bytes: int,
+        keeps_errors: bool,
         clock: Clock,
         random_unit: Callable[[], float],
     ) -> None:
@@ -199,6 +201,7 @@ class Asker:
         self._lifetime = lifetime
         self._jitter = jitter
         self._max_answer_bytes = max_answer_bytes
+        self._keeps_errors = keeps_errors
         self._clock = clock
         self._random_unit = random_unit
 
@@ -228,7 +231,7 @@ class Asker:
     ) -> tuple[bytes | Stream, tuple[Row, ...] | None, str]:
         """The body, read or not, to pass on as it came; its rows if the answer is complete and right; or why not."""
         objection = job.plan.refusal(reply.status, reply.headers)
-        if objection is not None and reply.status < 500:
+        if objection is not None and reply.status < 500 and not (self._keeps_errors and reply.status == _BAD_REQUEST):
             return reply, None, objection
         text, rest = await start_of(reply, _MAX_SHARED_BYTES if objection else self._max_answer_bytes)
         if objection is not None or rest is not None:

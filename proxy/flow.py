@@ -16,9 +16,13 @@ changes something.
         |
     memory tier, then one Redis round trip for all items together
         |                                        |
-    all there: join, answer                  some missing: one smaller request upstream
-                                                 |
-                                     judge, split, join with what was there, answer, then store
+    all there: join, answer                  some missing, or past their lifetime
+                                                 |            |
+                                                 |        in grace: join, answer, refresh in the background
+                                     one smaller request upstream
+                                                 |                   |
+              judge, split, join with what was there,            it failed: what is in grace instead
+                                 answer, then store
 
 What a write can make stale is read and kept under tokens (``cache.generations``) and never in memory. Redis can be gone
 at any point: what it would have said is a miss. The upstream's errors go to the client as they are.
@@ -35,6 +39,7 @@ from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, directives
+from proxy.core.grace import StaleReason
 from proxy.core.key import Secret, common_digest, item_key, prefixed
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -46,6 +51,8 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.fetch import Fetcher
+from proxy.grace import Grace, Stale
+from proxy.negative import Negatives
 
 
 class Flow:
@@ -62,6 +69,8 @@ class Flow:
         upstreams: Upstreams,
         asker: Asker,
         fetcher: Fetcher,
+        grace: Grace,
+        negatives: Negatives,
         endpoints: Mapping[str, str],
         voidable: VoidableTier,
         leases: Leases,
@@ -78,6 +87,8 @@ class Flow:
         self._upstreams = upstreams
         self._asker = asker
         self._fetcher = fetcher
+        self._grace = grace
+        self._negatives = negatives
         self._endpoints = {
             upstream: common_digest(secret, (b"endpoint", name.encode())) for upstream, name in endpoints.items()
         }
@@ -220,10 +231,23 @@ class Flow:
         if not missing:
             outcome.state = CacheState.HIT
             return self._joined(job, {key: entry.row for key, entry in usable.items()}, usable)
+        stale = self._grace.stand_ins(job, found.entries, missing, now_unix_ms)
+        if (reason := self._grace.at_once(job, missing, stale, now_unix_ms)) is not None:
+            return self._stale(job, usable, stale, reason)
+        if (known := self._negatives.look(job, missing)) is not None:
+            return known
         if job.wishes.only_if_cached:
             raise ClientError(ErrorCode.NOT_IN_CACHE, "not in the cache, and the request forbids to ask for it", 504)
         outcome.state = CacheState.PARTIAL if outcome.hits else CacheState.MISS
-        return await self._fetch(job, usable, missing)
+        return await self._fetch(job, usable, missing, stale)
+
+    def _stale(self, job: Job, usable: Mapping[bytes, Entry], stale: Stale, reason: StaleReason) -> Answer:
+        """An answer for which *stale* entries stand in."""
+        outcome, entries, now_unix_ms = job.outcome, {**usable, **stale}, self._now_unix_ms()
+        outcome.state, outcome.detail = CacheState.STALE, reason
+        outcome.hits_redis += sum(key in stale for key in job.keys)
+        _tell_ages(outcome, entries, now_unix_ms)
+        return self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
 
     async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
@@ -247,13 +271,16 @@ class Flow:
 
     # --- from the upstream --------------------------------------------------------------------------------------------
 
-    async def _fetch(self, job: Job, usable: Mapping[bytes, Entry], missing: Sequence[int]) -> Answer:
+    async def _fetch(self, job: Job, usable: Mapping[bytes, Entry], missing: Sequence[int], stale: Stale) -> Answer:
         """Have the items at positions *missing* fetched; the upstream's answer goes on as it is if that was all."""
         outcome, is_plain = job.outcome, job.plan.plain is None
-        landing = await self._fetcher.fetch(job, missing)
+        landing = await self._grace.fetch(job, missing, stale)
+        if landing is None:
+            return self._stale(job, usable, stale, StaleReason.IF_ERROR)
         is_whole = is_plain and len(landing.positions) == len(job.keys)
         outcome.detail = landing.detail
         if landing.rows is None:
+            self._negatives.note(job, missing, landing)
             outcome.forget_hits()  # the answer will be the upstream's alone
             if landing.answer is not None:
                 if is_whole or (is_plain and landing.detail in (Refusal.STATUS, Refusal.VENDOR_ERROR)):
@@ -322,5 +349,9 @@ def _count_hits(
     outcome.hits_memory = sum(key in from_memory for key in keys if key in usable)
     outcome.hits_redis = sum(key in usable for key in keys) - outcome.hits_memory
     if usable:
-        outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in usable.values()) // 1000
-        outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in usable.values()) // 1000
+        _tell_ages(outcome, usable, now_unix_ms)
+
+
+def _tell_ages(outcome: Outcome, entries: Mapping[bytes, Entry], now_unix_ms: int) -> None:
+    outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in entries.values()) // 1000
+    outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in entries.values()) // 1000

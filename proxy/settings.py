@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from proxy.core.grace import Cause
 from proxy.core.listening import Protocol
 from proxy.core.modes import Mode
 from proxy.core.upstream import Endpoint, Upstream, split_base_url, split_vector_url
@@ -156,6 +157,33 @@ class Flights(Section):
     """After an answer that could not be kept, requests for the same item go on their own for so long."""
 
 
+class GraceRule(Section):
+    """After its lifetime an entry of DashScope may still be served, if at all. Never what a write can make stale."""
+
+    while_refresh_s: float = Field(0.0, ge=0, le=30 * 86_400)
+    """For so long after its lifetime an entry is served at once, while one refresh runs; zero: never."""
+    if_error_s: float = Field(0.0, ge=0, le=30 * 86_400)
+    """For so long after its lifetime an entry is served when the vendor fails; zero: never."""
+    if_error_for: tuple[Cause, ...] = tuple(Cause)
+    """Which failures count: ``unreachable``, ``timeout``, ``server-error`` (5xx), ``throttled`` (429), ``busy`` (our
+    own limits). What the vendor says of a request (400, 401, 403) never counts."""
+    wait_s: float = Field(5.0, gt=0, le=3_900)
+    """How long a request waits for a fresh answer while it has a stale one; a ``timeout`` then."""
+
+
+class Negative(Section):
+    """For how long a worker repeats DashScope's error to the very same content; zero: never. Only these kinds."""
+
+    invalid_parameter_s: float = Field(0.0, ge=0, le=300)
+    """``InvalidParameter``: a value out of range, too many texts, a text too long."""
+    empty_input_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.EmptyInput``."""
+    illegal_input_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.IllegalInput``."""
+    too_large_s: float = Field(0.0, ge=0, le=300)
+    """``BadRequest.TooLarge``."""
+
+
 class Memory(Section):
     """The tier inside each worker."""
 
@@ -292,6 +320,8 @@ class Settings(Section):
     upstream: UpstreamLimits = UpstreamLimits()
     limits: Limits = Limits()
     flights: Flights = Flights()
+    grace: GraceRule = GraceRule()
+    negative: Negative = Negative()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
     vector: Vector = Vector()

@@ -42,6 +42,7 @@ class Tiers:
         telemetry: Telemetry,
         *,
         max_pending_stores: int,
+        grace_s: float = 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.memory = memory
@@ -51,10 +52,15 @@ class Tiers:
         self._telemetry = telemetry
         self._max_pending_stores = max_pending_stores
         self._pending_stores = 0
+        self._grace_ms = round(grace_s * 1000)
         self._wall = wall
 
     async def read(self, keys: Iterable[bytes]) -> Found:
-        """The entries under *keys* that any tier holds; never raises, never waits longer than the Redis deadline."""
+        """
+        The entries under *keys* that any tier holds, fresh or, from Redis, in grace.
+
+        Never raises, never waits longer than the Redis deadline.
+        """
         found = Found()
         absent = []
         for key in dict.fromkeys(keys):
@@ -112,7 +118,7 @@ class Tiers:
     async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry], done: Callable[[], None]) -> None:
         try:
             sealed = [(key, self._codec.seal(key, entry), entry.ttl_ms) for key, entry in entries.items()]
-            values = [(key, value, ttl_ms) for key, value, ttl_ms in sealed if value is not None]
+            values = [(key, value, ttl_ms + self._grace_ms) for key, value, ttl_ms in sealed if value is not None]
             written = await redis.write(values) if values else 0
             self._telemetry.stored(written, failed=len(values) - written)
         finally:

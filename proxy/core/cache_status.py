@@ -5,6 +5,7 @@ from proxy.core.request import HeaderLines
 
 _FORWARDED = {
     CacheState.PARTIAL: "fwd=partial",
+    CacheState.STALE: "fwd=stale",
     CacheState.MISS: "fwd=miss",
     CacheState.BYPASS: "fwd=bypass",
     CacheState.WRITE: "fwd=method",
@@ -13,12 +14,13 @@ _FORWARDED = {
 
 def cache_status(outcome: Outcome) -> str:
     """
-    The value of Cache-Status, for example ``dashcache; hit; ttl=604001``.
+    The value of Cache-Status, for example ``dashcache; hit; ttl=604001``; a stale entry's ttl is negative (§2.4).
 
     RFC 9211 §2; ``fwd=partial`` and ``fwd=miss`` are its registered values as far as they fit a batch of items.
     """
     members = ["dashcache"]
-    if outcome.state is CacheState.HIT:
+    is_stale_hit = outcome.state is CacheState.STALE and not outcome.has_asked
+    if is_stale_hit or outcome.state in (CacheState.HIT, CacheState.NEGATIVE):
         members.append("hit")
     elif outcome.state in _FORWARDED:
         members.append(_FORWARDED[outcome.state])
@@ -30,7 +32,9 @@ def cache_status(outcome: Outcome) -> str:
         members.append("stored")
     if outcome.coalesced:
         members.append("collapsed")
-    if outcome.detail:
+    if outcome.state is CacheState.NEGATIVE:
+        members.append("detail=negative")
+    elif outcome.detail:
         members.append(f"detail={outcome.detail}")
     return "; ".join(members)
 

@@ -1,5 +1,6 @@
 """Lifetimes, and what a request's Cache-Control asks of an entry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.core.entry import Entry
@@ -15,6 +16,8 @@ class Directives:
     only_if_cached: bool = False
     max_age_s: int | None = None
     min_fresh_s: int = 0
+    max_stale_s: int | None = None
+    """How stale an answer the client takes; ``None``: it does not say."""
 
     def accept(self, entry: Entry, now_unix_ms: int) -> bool:
         """Whether *entry* is fresh, and as fresh as the client asks."""
@@ -25,6 +28,8 @@ class Directives:
 
 
 NONE = Directives()
+
+_ANY_S = 2**31  # RFC 9111 §1.2.2: larger means the same
 
 
 def directives(request: Request) -> Directives:
@@ -44,13 +49,21 @@ def directives(request: Request) -> Directives:
         only_if_cached="only-if-cached" in named,
         max_age_s=max_age_s,
         min_fresh_s=_seconds(named.get("min-fresh")) or 0,
+        max_stale_s=_max_stale_s(named),
     )
+
+
+def _max_stale_s(named: Mapping[str, str]) -> int | None:
+    """Without a number, any staleness will do; with something else than a number, none (RFC 9111 §5.2.1.2)."""
+    if "max-stale" not in named:
+        return None
+    return (_seconds(named["max-stale"]) or 0) if named["max-stale"] else _ANY_S
 
 
 def _seconds(argument: str | None) -> int | None:
     if argument is None or not (argument.isascii() and argument.isdigit()):
         return None
-    return min(int(argument[:12]), 2**31)  # RFC 9111 §1.2.2: larger means 2^31
+    return min(int(argument[:12]), _ANY_S)
 
 
 def jittered_ms(ttl_s: float, jitter: float, random_unit: float) -> int:

@@ -11,6 +11,10 @@ class CacheState(enum.StrEnum):
     """Every item came from a tier."""
     PARTIAL = "partial"
     """Some items came from a tier; one smaller request fetched the rest."""
+    STALE = "stale"
+    """Some items are past their lifetime and in grace, as the detail says; the rest came from a tier."""
+    NEGATIVE = "negative"
+    """The vendor's error to the very same content, from moments ago."""
     MISS = "miss"
     """Looked up, nothing usable, forwarded."""
     BYPASS = "bypass"
@@ -54,7 +58,7 @@ class Outcome:
     age_s: int | None = None
     """Age of the oldest entry in the answer, seconds."""
     ttl_s: int | None = None
-    """Shortest remaining lifetime in the answer, seconds."""
+    """Shortest remaining lifetime in the answer, seconds; negative once it is over."""
     tokens_saved: int = 0
     """Tokens of items that another request has paid for, earlier or just now."""
     shadow_hits: int = 0
@@ -76,6 +80,11 @@ class Outcome:
     def hits(self) -> int:
         """Items served from a tier."""
         return self.hits_memory + self.hits_redis
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the upstream was asked for this request, by itself or by another that it waited for."""
+        return bool(self.forwarded or self.coalesced)
 
     def forget_hits(self) -> None:
         """Nothing that was found will be in the answer."""

@@ -68,6 +68,15 @@ class Refusal(enum.StrEnum):
     """Moments after a write: the vendor may not show it yet."""
 
 
+class ErrorKind(enum.StrEnum):
+    """What a vendor can find wrong with a request's content, and would find wrong again."""
+
+    INVALID_PARAMETER = "invalid-parameter"
+    EMPTY_INPUT = "empty-input"
+    ILLEGAL_INPUT = "illegal-input"
+    TOO_LARGE = "too-large"
+
+
 class NotStorable(Exception):  # noqa: N818  a verdict, not a fault
     """The answer goes to the client as it is, and nothing of it is kept."""
 
@@ -162,6 +171,9 @@ class Read(Protocol):
 
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """Why an answer with this head is not kept; ``None`` when its body decides."""
+
+    def lasting_error(self, status: int, body: bytes) -> ErrorKind | None:
+        """What kind of error the (decoded) *body* is, if it depends on the content alone; ``None`` for any other."""
 
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """The body of a smaller request that asks only for the items at *positions*, in that order."""

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from proxy.core.outcome import Outcome
+
 
 class Telemetry(Protocol):
     """Events that belong to no single request. Implementations must not raise and must not wait."""
@@ -17,6 +19,9 @@ class Telemetry(Protocol):
 
     def entries_rejected(self, entries: int) -> None:
         """So many stored values did not open: altered, truncated, foreign or old."""
+
+    def refreshed(self, is_fresh: bool, outcome: Outcome) -> None:
+        """A refresh in the background is over; *outcome* is its own, and tells what it asked of the upstream."""
 
     def invalidated(self, told: bool) -> None:
         """A write made answers stale; *told*: Redis knows. If not, this process reads none of them until it does."""

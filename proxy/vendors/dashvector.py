@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.entry import Row
-from proxy.core.plan import Refusal, Scope, Verdict
+from proxy.core.plan import ErrorKind, Refusal, Scope, Verdict
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors import headers
 
@@ -125,6 +125,10 @@ class VectorRead:
     def items(self) -> tuple[bytes, ...]:
         """The whole request is the one item."""
         return (self.item,)
+
+    def lasting_error(self, status: int, body: bytes) -> ErrorKind | None:  # noqa: ARG002
+        """None: what a collection answers depends on what is in it."""
+        return None
 
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.plan.Read``."""

@@ -17,12 +17,20 @@ import numpy as np
 import orjson
 
 from proxy.core.entry import Row
-from proxy.core.plan import NotStorable, Refusal
+from proxy.core.plan import ErrorKind, NotStorable, Refusal
 from proxy.vendors.shares import shares
 
 VECTOR, INDEX, ROWS, USAGE, REQUEST_ID = b"\x00", b"\x01", b"\x02", b"\x03", b"\x04"
 
 _MAX_COUNT = 1 << 53  # so that no sum of shares outgrows what JSON writers can write
+_BAD_REQUEST = 400
+_LASTING = {
+    "InvalidParameter": ErrorKind.INVALID_PARAMETER,
+    "invalid_parameter_error": ErrorKind.INVALID_PARAMETER,
+    "BadRequest.EmptyInput": ErrorKind.EMPTY_INPUT,
+    "BadRequest.IllegalInput": ErrorKind.ILLEGAL_INPUT,
+    "BadRequest.TooLarge": ErrorKind.TOO_LARGE,
+}
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -101,6 +109,22 @@ def join(rows: Sequence[Row], request_id: str) -> bytes:
     around = rows[0].envelope.replace(USAGE, orjson.dumps(totals)).replace(REQUEST_ID, orjson.dumps(request_id))
     before, _, after = around.partition(ROWS)
     return b"".join((before, b"[", b",".join(texts), b"]", after))
+
+
+def lasting_error(form: AnswerForm, status: int, body: bytes) -> ErrorKind | None:
+    """
+    What kind of error *body* is, if the vendor would say the same of the same content to the same key at any time.
+
+    Never credentials, permissions, models, billing, quotas, rates or inspection, whose rules change: only listed codes.
+    """
+    if status != _BAD_REQUEST:
+        return None
+    try:
+        document = orjson.loads(body)
+        code = document.get("code") if form is NATIVE_ANSWER else document["error"].get("code")
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return None
+    return _LASTING.get(code) if isinstance(code, str) else None
 
 
 def _shape_or_error(form: AnswerForm, body: bytes) -> Refusal:

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from proxy.core import jsontext, judge
 from proxy.core.entry import Row
 from proxy.core.jsontext import Number, Tree
-from proxy.core.plan import Pass, PassReason, Read, Refusal, Scope, Write
+from proxy.core.plan import ErrorKind, Pass, PassReason, Read, Refusal, Scope, Write
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors import dashscope
-from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
+from proxy.vendors.embedding_answer import (
+    COMPATIBLE_ANSWER,
+    NATIVE_ANSWER,
+    AnswerForm,
+    Asked,
+    join,
+    lasting_error,
+    split,
+)
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
 
 OPERATION = "embedding"
@@ -139,6 +147,10 @@ class EmbeddingRead:
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.judge``."""
         return judge.refusal(status, headers)
+
+    def lasting_error(self, status: int, body: bytes) -> ErrorKind | None:
+        """See ``core.plan.Read``."""
+        return lasting_error(self.dialect.answer, status, body)
 
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """A body that asks for the texts at *positions*; the client's own bytes when those are all."""

@@ -87,6 +87,8 @@ def _default(leaf: Leaf) -> str:
         return "`~/.local/state/dashcache`" if leaf.path == ("data_dir",) else "none"
     if default is None or default == ():
         return "none"
+    if isinstance(default, tuple):
+        return f"`{', '.join(default)}`"
     unit = next((text for ending, text in UNITS.items() if leaf.path[-1].endswith(ending)), "")
     shown = str(default).lower() if isinstance(default, bool) else f"{default:.10g}" if unit else str(default)
     return f"`{shown}`{unit}"
@@ -331,7 +333,7 @@ def test_explain_shows_each_value_and_its_source(tmp_path: Path) -> None:
     ):
         assert line in lines
     assert [line for line in lines if line and " " not in line] == [
-        *("general", "listen", "redis", "breaker", "upstream", "limits", "flights"),
+        *("general", "listen", "redis", "breaker", "upstream", "limits", "flights", "grace", "negative"),
         *("memory", "lifetimes", "vector", "identity"),
         *("start", "log", "models", "upstreams"),
     ]

@@ -34,6 +34,9 @@ class Plan:
 
     operation, model, credential, plain = "embedding", "m", b"sk", None
 
+    def lasting_error(self, status: int, body: bytes) -> None:
+        return None
+
     def refusal(self, status: int, headers: Any) -> Refusal | None:
         if status != 200:
             return Refusal.STATUS
@@ -181,6 +184,7 @@ class Process:
             modes=self,
             lifetime=lambda _operation, _model: 100.0,
             jitter=0.0,
+            keeps_errors=False,
             max_answer_bytes=1000,
             clock=clock,
             random_unit=lambda: 0.5,

@@ -18,6 +18,7 @@ from proxy.cache.leases import Leases
 from proxy.cache.voidable import VoidableTier
 from proxy.core.answer import Answer
 from proxy.core.cache_status import header_lines
+from proxy.core.grace import Windows
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.key import Secret
 from proxy.core.modes import Mode
@@ -29,6 +30,8 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ErrorCode, UpstreamError
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
+from proxy.grace import Grace
+from proxy.negative import Negatives
 from proxy.server.http import Front
 from proxy.vendors.dashvector_grpc import SERVICE
 from proxy.vendors.registry import Adapters
@@ -162,6 +165,7 @@ class Rig:
             lifetime=lambda operation, model: 3_600.0,
             jitter=0.1,
             max_answer_bytes=MAX_ANSWER,
+            keeps_errors=False,
             clock=clock,
             random_unit=lambda: 0.5,
         )
@@ -174,11 +178,22 @@ class Rig:
             clock=clock,
             max_answer_bytes=MAX_ANSWER,
         )
+        grace = Grace(
+            windows=Windows(60.0, 60.0),  # which nothing here is in
+            fetcher=fetcher,
+            tasks=self.tasks,
+            telemetry=self.quiet,  # type: ignore[arg-type]
+            wait_s=5.0,
+            max_refreshes=10,
+            monotonic=self.clock.monotonic,
+        )
         self.flow = Flow(
             routes=Adapters({"vectors": "dashvector"}, overfetch_topk=overfetch),
             upstreams=upstreams,
             asker=asker,
             fetcher=fetcher,
+            grace=grace,
+            negatives=Negatives({}, self.clock.monotonic),
             endpoints={"vectors": "vectors.test"},
             voidable=self.voidable,
             leases=self.leases,

@@ -17,7 +17,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
     "ask": ({"core", "errors", "cache"}, set()),
     "fetch": ({"core", "errors", "cache", "ask"}, set()),
-    "flow": ({"core", "errors", "cache", "ask", "fetch"}, set()),
+    "grace": ({"core", "errors", "cache", "ask", "fetch"}, {"cachetools"}),
+    "negative": ({"core", "errors", "ask"}, {"cachetools"}),
+    "flow": ({"core", "errors", "cache", "ask", "fetch", "grace", "negative"}, set()),
     "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
 

@@ -62,6 +62,10 @@ class Observer:
         """See Telemetry."""
         self._metrics.entries_rejected(entries)
 
+    def refreshed(self, is_fresh: bool, outcome: Outcome) -> None:
+        """See Telemetry; counted only: no request waits for it."""
+        self._metrics.refreshed(is_fresh, outcome)
+
     def invalidated(self, told: bool) -> None:
         """See Telemetry; counted only: a breaker's line says that Redis is away, the gauge how much waits for it."""
         self._metrics.invalidated(told)

@@ -8,6 +8,7 @@ the start, so that a hit looks up a few dictionaries and adds.
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from proxy.core.grace import StaleReason
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason
 from proxy.ops.telemetry import labels
@@ -16,7 +17,7 @@ from proxy.ops.telemetry import labels
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 UPSTREAM_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-_LOOKED_UP = frozenset({CacheState.HIT, CacheState.PARTIAL, CacheState.MISS})
+_LOOKED_UP = frozenset({CacheState.HIT, CacheState.PARTIAL, CacheState.STALE, CacheState.MISS})
 
 
 class Metrics:
@@ -41,7 +42,9 @@ class Metrics:
             self._observe_items(operation, outcome)
         if outcome.upstream_calls:
             self._observe_upstream(operation, outcome)
-        if outcome.detail and outcome.state is not CacheState.HIT:
+        if outcome.state is CacheState.STALE:
+            self._stale[operation, outcome.detail].inc()
+        elif outcome.detail and outcome.state is not CacheState.HIT:
             self._not_cached.labels(operation, labels.known(outcome.detail, labels.REASONS)).inc()
         if outcome.detail == PassReason.SHADOW:
             self._observe_shadow(outcome)
@@ -67,6 +70,12 @@ class Metrics:
     def entries_rejected(self, entries: int) -> None:
         """See Telemetry."""
         self._rejected.inc(entries)
+
+    def refreshed(self, is_fresh: bool, outcome: Outcome) -> None:
+        """See Telemetry."""
+        self._refreshes["fresh" if is_fresh else "failed"].inc()
+        if outcome.upstream_calls:
+            self._observe_upstream(labels.known(outcome.operation, self._operations), outcome)
 
     def invalidated(self, told: bool) -> None:
         """See Telemetry."""
@@ -137,6 +146,12 @@ class Metrics:
             "dashcache_not_cached", "Requests not looked up or not stored, by reason.", "operation", "reason"
         )
         pairs = [(operation, state) for operation in self._operations for state in labels.STATES]
+        stale = self._counter("dashcache_stale", "Answers with entries past their lifetime.", "operation", "reason")
+        self._stale = {
+            (operation, reason.value): stale.labels(operation, reason.value)
+            for operation in self._operations
+            for reason in StaleReason
+        }
         self._requests = {pair: requests.labels(*pair) for pair in pairs}
         self._durations = {pair: durations.labels(*pair) for pair in pairs}
         self._items = {
@@ -172,6 +187,8 @@ class Metrics:
         stores = self._counter("dashcache_stores", "Entries written to Redis, and those that could not be.", "result")
         self._redis_failures = {kind: failures.labels(kind) for kind in labels.REDIS_FAILURES}
         self._stored, self._store_failed = stores.labels("stored"), stores.labels("failed")
+        refreshes = self._counter("dashcache_refreshes", "Refreshes of stale entries in the background.", "result")
+        self._refreshes = {result: refreshes.labels(result) for result in ("fresh", "failed")}
         self._rejected = self._counter(
             "dashcache_entries_rejected", "Stored entries that did not open: altered, truncated, foreign or old."
         )
