@@ -32,7 +32,7 @@ from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
-from proxy.data_ports import listen, listen_grpc
+from proxy.data_ports import open_all
 from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
@@ -40,8 +40,7 @@ from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
-from proxy.server.http import Front, HttpPort, RequestObserver
-from proxy.server.leaving import until
+from proxy.server.http import Front, RequestObserver
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
 from proxy.settings import Settings
@@ -53,7 +52,6 @@ from proxy.vendors.registry import Adapters
 
 if TYPE_CHECKING:
     # Imported where a port or an upstream wants it: the library costs 23 MB in each worker.
-    from proxy.server.grpc import GrpcFront
     from proxy.transport.grpc import GrpcTransport
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
@@ -62,12 +60,6 @@ _TELL_EVERY_S = 1.0
 _REFRESH_SHARE = 10
 # Listeners, log, metrics, journal, and what runs beside a request.
 _OTHER_FILES = 256
-
-_HANDSHAKE_S = 1.0
-"""For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
-
-_WEBSOCKET_SHARE = 0.9
-"""Of the time for draining; the rest is for the closing handshake."""
 
 
 class Observing(RequestObserver, Telemetry, Protocol):
@@ -110,46 +102,20 @@ async def serve_worker(
         )
         async with wired as worker:
             own.learn(worker.generations)
-            served = [
-                await listen(settings, worker.front, port, control.listeners.get(port))
-                for port in ports
-                if port.protocol in ("http", "https")
-            ]
-            calls = await listen_grpc(settings, worker.flow, observer, ports)
+            doors = await open_all(settings, worker.front, worker.flow, observer, ports, listeners=control.listeners)
             chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
             await control.ready()
             await control.wait_last_call()
             worker.front.is_draining = True
             await control.wait_drain()
             ends_s = asyncio.get_running_loop().time() + control.linger_s + control.drain_s
-            await _drain(worker, served, calls, control)
-            await worker.grace.close()
+            await doors.give_up(worker.bridge, worker.tasks, control)
+            await worker.grace.close()  # nobody is left who could begin another refresh
             for chore in chores:
                 chore.cancel()
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
-
-
-async def _drain(
-    worker: Worker, served: Sequence[HttpPort], calls: "Sequence[GrpcFront]", control: WorkerControl
-) -> None:
-    """Give up the ports without losing who is in them, and let what runs end."""
-    linger_s = control.linger_s
-    over = [worker.tasks.start(front.stop(control.drain_s, linger_s, lambda: control.is_hastened)) for front in calls]
-    await asyncio.gather(*(port.close(is_shared=control.is_replaced) for port in served))
-    # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything may.
-    patience_s = control.drain_s * _WEBSOCKET_SHARE if control.is_replaced else 0.0
-    telling = worker.tasks.start(_say_goodbye(worker.bridge, control, linger_s + patience_s))
-    await asyncio.sleep(min(linger_s, _HANDSHAKE_S))
-    await until(lambda: control.is_hastened or not any(port.connections for port in served), linger_s)
-    await asyncio.gather(*(port.end(control.drain_s) for port in served), *over)
-    telling.cancel()
-
-
-async def _say_goodbye(bridge: Bridge, control: WorkerControl, after_s: float) -> None:
-    await until(lambda: control.is_hastened, after_s)
-    await bridge.close()
 
 
 @contextlib.asynccontextmanager

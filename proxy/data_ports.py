@@ -1,20 +1,83 @@
-"""A worker's data ports, from its settings: who answers there, for which upstream, under which certificate."""
+"""A worker's data ports, from settings to their end: who answers, under which certificate, how they are given up."""
 
+import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.core.listening import Port, Tls
+from proxy.core.tasks import Tasks
 from proxy.flow import Flow
 from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
 from proxy.server.intake import Intake
+from proxy.server.leaving import until
+from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.vendors.choice import Choice
 from proxy.vendors.errors import error_lines
 
 if TYPE_CHECKING:
     from proxy.server.grpc import GrpcFront
+
+
+_HANDSHAKE_S = 1.0
+"""For TLS handshakes under way on connections that are accepted, but not yet known, when a port is given up."""
+
+_WEBSOCKET_SHARE = 0.9
+"""Of the time for draining; the rest is for the closing handshake."""
+
+
+class Ending(Protocol):
+    """How a worker is to end; ``ops.processes.channel.WorkerControl`` has the words for it."""
+
+    drain_s: float
+    linger_s: float
+    is_replaced: bool
+    is_hastened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataPorts:
+    """The open ports of one worker."""
+
+    served: "Sequence[HttpPort]"
+    calls: "Sequence[GrpcFront]"
+
+    async def give_up(self, bridge: Bridge, tasks: Tasks, ending: Ending) -> None:
+        """Close the ports without losing who is in them, and let what runs end."""
+        linger_s, drain_s = ending.linger_s, ending.drain_s
+        over = [tasks.start(front.stop(drain_s, linger_s, lambda: ending.is_hastened)) for front in self.calls]
+        await asyncio.gather(*(port.close(is_shared=ending.is_replaced) for port in self.served))
+        # A WebSocket has no end of its own: at a stop it is told at once, at a reload it may go on as long as anything.
+        patience_s = drain_s * _WEBSOCKET_SHARE if ending.is_replaced else 0.0
+        telling = tasks.start(_say_goodbye(bridge, ending, linger_s + patience_s))
+        await asyncio.sleep(min(linger_s, _HANDSHAKE_S))
+        await until(lambda: ending.is_hastened or not any(port.connections for port in self.served), linger_s)
+        await asyncio.gather(*(port.end(drain_s) for port in self.served), *over)
+        telling.cancel()
+
+
+async def _say_goodbye(bridge: Bridge, ending: Ending, after_s: float) -> None:
+    await until(lambda: ending.is_hastened, after_s)
+    await bridge.close()
+
+
+async def open_all(
+    settings: Settings,
+    front: Front,
+    flow: Flow,
+    observer: RequestObserver,
+    ports: Sequence[Port],
+    *,
+    listeners: Mapping[Port, socket.socket],
+) -> DataPorts:
+    """Accept on every one of *ports*; *listeners* are bound sockets for some of them."""
+    served = [
+        await listen(settings, front, port, listeners.get(port)) for port in ports if port.protocol in ("http", "https")
+    ]
+    return DataPorts(served, await _listen_grpc(settings, flow, observer, ports))
 
 
 async def listen(settings: Settings, front: Front, port: Port, listener: socket.socket | None = None) -> HttpPort:
@@ -40,7 +103,7 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
     return served
 
 
-async def listen_grpc(
+async def _listen_grpc(
     settings: Settings, flow: Flow, observer: RequestObserver, ports: Sequence[Port]
 ) -> "list[GrpcFront]":
     """What answers on the gRPC ports; nothing if there are none."""

@@ -120,6 +120,7 @@ def test_a_hangup_during_a_reload_by_request_means_another(rig: Rig) -> None:
         rig.write(lines=302)
         send_signal(rig.proxy.pid, signal.SIGHUP)
         assert answer.result(20).status == 200
+    rig.proxy.wait_log("reloaded")
     rig.proxy.wait_log("reloaded", after=1 + [line["event"] for line in rig.proxy.logs].index("reloaded"))
     rig.wait_in_force({302})
 
