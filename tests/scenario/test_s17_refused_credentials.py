@@ -44,7 +44,7 @@ class Rig:
 
     def lasting_names(self) -> list[bytes]:
         """What is in Redis but claims, which end after seconds."""
-        return [name for name in self.redis.command("KEYS", "*") if b":c:" not in name]
+        return sorted(name for name in self.redis.command("KEYS", "*") if b":c:" not in name)
 
     def _names(self) -> int:
         return sum(b":e:" in name or b":s:" in name for name in self.redis.command("KEYS", "*"))

@@ -58,7 +58,7 @@ def test_listening_sockets_of_a_library_are_found_and_no_others(listener: socket
         assert found.copy.getsockname() == listener.getsockname()
         assert found.number == listener.fileno() != found.copy.fileno()
         found.copy.close()
-    assert open_files() == before
+    assert open_files() <= before, "what others have let go of meanwhile"
 
 
 def test_a_listener_is_taken_from_its_owner_and_connections_stay(listener: socket.socket) -> None:
