@@ -126,6 +126,10 @@ class VectorRead:
         """The whole request is the one item."""
         return (self.item,)
 
+    @property
+    def batchable(self) -> None:
+        """None: it is one question, and has one answer."""
+
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.plan.Read``."""
         return self.answer.refusal(status, headers)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.ask import Asker, Upstreams
+from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
@@ -166,7 +167,7 @@ class Rig:
             random_unit=lambda: 0.5,
         )
         fetcher = Fetcher(
-            asker=asker,
+            batcher=Batcher(asker, self.tasks, rules=Rules(), clock=self.clock, max_answer_bytes=1 << 20),
             flights=Flights(self.tasks, 10.0, self.clock.monotonic),
             claims=Claims(None, self.tasks, 2.0, 10.0),
             tiers=tiers,

@@ -16,7 +16,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis"}),
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
     "ask": ({"core", "errors", "cache"}, set()),
-    "fetch": ({"core", "errors", "cache", "ask"}, set()),
+    "batching": ({"core", "errors", "cache", "ask"}, set()),
+    "fetch": ({"core", "errors", "cache", "ask", "batching"}, set()),
     "flow": ({"core", "errors", "cache", "ask", "fetch"}, set()),
     "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
 }
