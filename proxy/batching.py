@@ -220,6 +220,7 @@ class Batcher:
             member.job.outcome.batched = len(job.keys)
         self._on_batch(len(job.keys), landing.rows is not None)
         land(landing, False)
+        await landing.kept()  # also if all have gone just now: it is paid for
 
     async def _own(self, batch: _Batch, member: _Member, landing: Landing) -> Landing:
         """What came of *batch* for one of its members, with calls of its own if that was nothing good."""

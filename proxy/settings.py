@@ -158,8 +158,8 @@ class Batching(Section):
     """How long a miss waits for others like it, to be asked for with them in one request; a full one is sent at once.
     Zero: each on its own."""
     max_bytes: int = Field(8_192, ge=1)
-    """Most bytes of texts that are put together; no more tokens than the vendor takes in one text. A request with more
-    goes on its own."""
+    """Most bytes of texts that are put together; with this default, no more tokens than text-embedding-v4 takes in one
+    text. A request with more goes on its own."""
     cut: bool = False
     """Whether a request with more items than the vendor takes is asked for in pieces, instead of being passed on for
     the vendor to refuse. Only for models whose cap is known."""

@@ -270,6 +270,23 @@ async def test_who_tries_for_all_may_leave():
     await process.settled()
 
 
+async def test_what_came_as_all_were_leaving_is_kept():
+    world = World()
+    process = Batching(world, rules=SOON)
+    asking = [process.ask(text)[1] for text in letters(3)]
+
+    def answer(request: Request) -> Reply:
+        for task in asking:
+            task.cancel()
+        return right(request)
+
+    world.answer = answer
+    await asyncio.wait(asking)
+    assert all(task.cancelled() for task in asking)
+    await process.settled()
+    assert world.entries.keys() == set(letters(3))
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
