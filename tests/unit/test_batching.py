@@ -118,14 +118,16 @@ async def test_a_full_batch_is_sent_at_once_and_larger_requests_come_along_as_fa
     await process.settled()
 
 
-async def test_who_is_full_already_does_not_wait():
+async def test_who_is_full_or_too_large_already_does_not_wait():
     world = World()
     process = Batching(world, rules=NEVER)
     _, waiting = process.ask(b"z")
     await wait_until(lambda: len(process.batcher))
     landing = await process.ask(*letters(CAP))[1]
     assert landing.answer is not None
-    assert world.asked == [b"a,b,c,d"]
+    large = b"x" * 101
+    assert vectors(await process.ask(large)[1]) == true(large)
+    assert world.asked == [b"a,b,c,d", large]
     waiting.cancel()
     await asyncio.wait([waiting])
     await process.settled()

@@ -42,6 +42,7 @@ LINES = ((b"dashvector-auth-token", b"sk-one"), (b"Content-Type", b"application/
 JSON = ((b"Content-Type", b"application/json"), (b"Content-Length", b"7"))
 ONE = "/v1/collections/abc"
 MAX_ANSWER = 10_000
+BATCHING = Rules(window_s=0.01, max_bytes=10_000, cuts=True, parallel=2)  # must not touch a query
 
 
 def documents(count: int, *, code: int = 0, ranked: bool = True) -> bytes:
@@ -167,7 +168,7 @@ class Rig:
             random_unit=lambda: 0.5,
         )
         fetcher = Fetcher(
-            batcher=Batcher(asker, self.tasks, rules=Rules(), clock=self.clock, max_answer_bytes=1 << 20),
+            batcher=Batcher(asker, self.tasks, rules=BATCHING, clock=clock, max_answer_bytes=MAX_ANSWER),
             flights=Flights(self.tasks, 10.0, self.clock.monotonic),
             claims=Claims(None, self.tasks, 2.0, 10.0),
             tiers=tiers,
