@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.ask import Asker, Upstreams
+from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
@@ -188,7 +189,14 @@ async def built(
         random_unit=random.random,
     )
     fetcher = Fetcher(
-        asker=asker,
+        batcher=Batcher(
+            asker,
+            tasks,
+            rules=_batching_rules(settings),
+            clock=clock,
+            max_answer_bytes=settings.limits.max_answer_bytes,
+            on_batch=observer.batched,
+        ),
         flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
         claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
         tiers=tiers,
@@ -308,8 +316,14 @@ def _adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
         {upstream.name: upstream.vendor for upstream in upstreams},
         ignored_headers=frozenset(name.lower().encode("ascii") for name in settings.identity.ignore_headers),
         batch_caps={model: rule.batch_cap for model, rule in settings.models.items() if rule.batch_cap},
+        max_pieces=settings.batching.max_pieces if settings.batching.cut else 1,
         overfetch_topk=settings.vector.overfetch_topk,
     )
+
+
+def _batching_rules(settings: Settings) -> Rules:
+    given = settings.batching
+    return Rules(given.window_ms / 1000, given.max_bytes, given.cut, given.parallel)
 
 
 def _grpc_transports(

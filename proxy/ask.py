@@ -49,6 +49,8 @@ class Job:
     is_held: bool = False
     unusable: frozenset[bytes] = frozenset()
     """Keys under which there is something that does not serve this request."""
+    may_batch: bool = False
+    """Whether what is missing may be asked for together with what others miss."""
 
     @property
     def first_positions(self) -> dict[bytes, int]:

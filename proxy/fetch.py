@@ -7,7 +7,7 @@ How items are looked up in the tiers, and who asks the upstream for those that n
         |-- on their way for another request of this process --> wait for that
         `-- the rest: a trip, in a task of its own
                 |-- claimed by another process --> wait for its entry
-                `-- the rest: one smaller request (``ask``)
+                `-- the rest: one smaller request (``ask``), or as ``batching`` has it
                 |
             right: whoever waits has the rows; the trip ends when they are kept
             not right: who set it off gets the upstream's answer as it is;
@@ -21,16 +21,14 @@ import asyncio
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from proxy.ask import Asker, Job, Landing
+from proxy.ask import Job, Landing
+from proxy.batching import Batcher, shared
 from proxy.cache.claims import Claim, Claims
 from proxy.cache.flights import Flights, Land, Trip
 from proxy.cache.tiers import Found, Tiers
 from proxy.cache.voidable import VoidableTier
-from proxy.core.coding import decoded
 from proxy.core.entry import Entry, Row
-from proxy.core.plan import NotStorable
 from proxy.core.ports import Clock
-from proxy.errors import ProxyError
 
 _ATTEMPTS = 2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.1
@@ -44,7 +42,7 @@ class Fetcher:
     def __init__(
         self,
         *,
-        asker: Asker,
+        batcher: Batcher,
         flights: Flights[Landing],
         claims: Claims,
         tiers: Tiers,
@@ -52,7 +50,7 @@ class Fetcher:
         clock: Clock,
         max_answer_bytes: int,
     ) -> None:
-        self._asker = asker
+        self._batcher = batcher
         self._flights = flights
         self._claims = claims
         self._tiers = tiers
@@ -88,7 +86,7 @@ class Fetcher:
             if own is not None:
                 landing = landed[own]
                 if landing.error is not None:
-                    raise landing.error
+                    raise landing.error.with_traceback(None)  # several may raise it
                 if landing.is_nothing:
                     job.outcome.forwarded -= len(mine)
                     may_wait = False
@@ -126,20 +124,7 @@ class Fetcher:
         """The end of a trip that failed, for one more of those who waited for it."""
         if failed.error is not None:
             raise failed.error.with_traceback(None)  # or it would grow with everybody who raises it
-        answer = failed.answer
-        if answer is None or not isinstance(answer.body, bytes):
-            raise TypeError("no failure to be shared")
-        # Cookies are for who was answered; and not everybody reads the coding that the first accepted.
-        lines = tuple(line for line in answer.headers if line[0].lower() != b"set-cookie")
-        codings = tuple(value for name, value in lines if name.lower() == b"content-encoding")
-        try:
-            body = decoded(answer.body, codings, self._max_answer_bytes)
-        except NotStorable:
-            body = answer.body
-        else:
-            lines = tuple(line for line in lines if line[0].lower() != b"content-encoding")
-        plain = dataclasses.replace(answer, headers=lines, body=body, length=len(body))
-        return Landing(answer=plain, detail=failed.detail)
+        return shared(failed, self._max_answer_bytes)
 
     # --- a trip -------------------------------------------------------------------------------------------------------
 
@@ -147,7 +132,9 @@ class Fetcher:
         can_share = job.can_share and not is_alone
         carried = self._flights.free(job.flight(at) for at in positions) if can_share else frozenset()
         # Its time is not one client's any more: each waits as long as it likes, and the last one ends it.
-        job = dataclasses.replace(job, request=dataclasses.replace(job.request, timeout_s=None))
+        request = dataclasses.replace(job.request, timeout_s=None)
+        # What is marked goes on its own: with others, it would only have them asked for again.
+        job = dataclasses.replace(job, request=request, may_batch=len(carried) == len(positions))
         return self._flights.set_off(carried, lambda land: self._trip(job, positions, carried, land))
 
     async def _trip(self, job: Job, positions: Sequence[int], carried: Collection[bytes], land: Land[Landing]) -> None:
@@ -216,12 +203,9 @@ class Fetcher:
         """What the upstream says. Our errors are part of the landing, as several may have to raise them."""
         if not positions:
             return Landing(rows={})
-        try:
-            landing = await self._asker.ask(job, positions, job.plan.narrowed(positions))
-        except ProxyError as error:
-            return Landing(positions, error=error)
+        landing = await self._batcher.ask(job, positions)
         if landing.rows is None and not landing.is_shareable:
-            flights = [job.flight(at) for at in positions]
+            flights = [job.flight(at) for at in landing.positions]
             self._flights.mark(flights)
             self._claims.mark(flights)
         return landing

@@ -184,6 +184,25 @@ class Negative(Section):
     """``BadRequest.TooLarge``."""
 
 
+class Batching(Section):
+    """Misses of several requests in one upstream request, and large requests in several; both are off by default."""
+
+    window_ms: float = Field(0.0, ge=0, le=1_000)
+    """How long a miss waits for others like it, to be asked for with them in one request; a full one is sent at once.
+    Zero: each on its own."""
+    max_bytes: int = Field(8_192, ge=1)
+    """Most bytes of texts that are put together; with this default, no more tokens than text-embedding-v4 takes in one
+    text. A request with more goes on its own."""
+    cut: bool = False
+    """Whether a request with more items than the vendor takes is asked for in pieces, instead of being passed on for
+    the vendor to refuse. Only for models whose cap is known."""
+    max_pieces: int = Field(25, ge=2)
+    """Most pieces of one request; a larger one is passed on as it is. An answer of 1,000 vectors is 20 MB, and 0.3 s of
+    a worker's time."""
+    parallel: int = Field(4, ge=1)
+    """Pieces of one request that are at the upstream at a time."""
+
+
 class Memory(Section):
     """The tier inside each worker."""
 
@@ -213,7 +232,7 @@ class ModelRule(Section):
     ttl_s: float | None = Field(None, gt=0)
     """Lifetime of this model's entries, in place of the operation's."""
     batch_cap: int | None = Field(None, ge=1)
-    """Texts per call that the vendor takes; larger batches are passed so that the vendor can refuse them."""
+    """Texts per call that the vendor takes; larger batches are passed so that the vendor can refuse them, or cut."""
 
 
 class Identity(Section):
@@ -323,6 +342,7 @@ class Settings(Section):
     flights: Flights = Flights()
     grace: GraceRule = GraceRule()
     negative: Negative = Negative()
+    batching: Batching = Batching()
     memory: Memory = Memory()
     lifetimes: Lifetimes = Lifetimes()
     vector: Vector = Vector()

@@ -48,6 +48,9 @@ class Outcome:
     coalesced: int = 0
     """Items that came, or failed to come, by another request's call: of this process or, by its entry, of another."""
     upstream_calls: int = 0
+    """Zero where another request's call brought all, also one that was made for several."""
+    batched: int = 0
+    """Items of several requests in the one upstream request that was made for this one too; zero without."""
     upstream_status: int | None = None
     status: int = 0
     grpc_code: int | None = None

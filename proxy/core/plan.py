@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from proxy.core.entry import Row
 from proxy.core.request import HeaderLines, Request
@@ -173,6 +173,10 @@ class Read(Protocol):
         While there is one, the upstream's answer is not the client's: only what ``join`` makes of it is.
         """
 
+    @property
+    def batchable(self) -> "Batchable | None":
+        """The same as what can be asked for with others' items or in several requests; ``None`` when it cannot."""
+
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """Why an answer with this head is not kept; ``None`` when its body decides."""
 
@@ -192,6 +196,21 @@ class Read(Protocol):
 
     def join(self, rows: Sequence[Row], request_id: str) -> bytes:
         """The answer body made of *rows*, one per item in the client's order, with our *request_id*."""
+
+
+class Batchable(Read, Protocol):
+    """A read whose items need not be asked for together, and may be asked for with those of others like it."""
+
+    @property
+    def cap(self) -> int:
+        """How many items the vendor takes in one request."""
+
+    def merged(self, parts: Sequence[tuple[Self, int]]) -> Self:
+        """
+        One read for several items, each a position in a read of the same ``identity``; ``self`` is one of those reads.
+
+        Where the reads differ in what changes no answer, it says nothing: that would be one client's word for others.
+        """
 
 
 class Adapter(Protocol):

@@ -29,6 +29,9 @@ class Telemetry(Protocol):
     def upstream_refused(self, upstream: str, reason: str) -> None:
         """A request got no turn at *upstream*: the line was full, or it had waited long enough."""
 
+    def batched(self, items: int, is_right: bool) -> None:
+        """Several requests were one upstream request for so many items; not *right*: it brought none of them a row."""
+
     def connection_ended(self, reason: str) -> None:
         """A client's connection was refused or broken off: too many of them, or too slow; an ErrorCode."""
 

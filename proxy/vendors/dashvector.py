@@ -129,6 +129,10 @@ class VectorRead:
         """None: what a collection answers depends on what is in it."""
         return None
 
+    @property
+    def batchable(self) -> None:
+        """None: it is one question, and has one answer."""
+
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.plan.Read``."""
         return self.answer.refusal(status, headers)

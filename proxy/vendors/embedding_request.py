@@ -6,7 +6,8 @@ Compatible (the shape of OpenAI's API): ``POST /compatible-mode/v1/embeddings``,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from proxy.core import jsontext, judge
 from proxy.core.entry import Row
@@ -46,12 +47,17 @@ class Dialect:
 
 
 class EmbeddingAdapter:
-    """Plans the text embedding requests of one dialect."""
+    """Plans the text embedding requests of one dialect; batches of up to *max_pieces* times the vendor's cap."""
 
     def __init__(
-        self, dialect: Dialect, ignored_headers: frozenset[bytes] = frozenset(), caps: Mapping[str, int] | None = None
+        self,
+        dialect: Dialect,
+        ignored_headers: frozenset[bytes] = frozenset(),
+        caps: Mapping[str, int] | None = None,
+        max_pieces: int = 1,
     ) -> None:
         self._dialect = dialect
+        self._max_pieces = max_pieces
         self._ignored = ignored_headers
         self._caps = {**BATCH_CAPS, **(caps or {})}
 
@@ -88,7 +94,8 @@ class EmbeddingAdapter:
             return Pass(PassReason.UNKNOWN_SHAPE, OPERATION)
         if tree.get("stream") not in (None, False):
             return Pass(PassReason.EVENT_STREAM, OPERATION)
-        if len(texts) > self._caps.get(model, LARGEST_CAP):
+        cap = self._caps.get(model, 0)
+        if len(texts) > (cap * self._max_pieces or LARGEST_CAP):
             return Pass(PassReason.OVER_CAP, OPERATION)
         fields, kinds = dialect.fields_of(tree), dialect.kinds_of(tree)
         # A list beside the texts could speak of them one by one; asking for fewer texts would then shift its meaning.
@@ -108,6 +115,7 @@ class EmbeddingAdapter:
                 jsontext.canonical(fields),
             ),
             asked=Asked(kinds, _positive(dialect.dimension_of(tree))),
+            cap=cap,
         )
 
 
@@ -123,6 +131,8 @@ class EmbeddingRead:
     items: tuple[bytes, ...]
     identity: tuple[bytes, ...]
     asked: Asked
+    cap: int
+    """Texts per call; zero when the model is not known."""
 
     @property
     def operation(self) -> str:
@@ -143,6 +153,25 @@ class EmbeddingRead:
     def plain(self) -> Read | None:
         """None: nothing is asked for that the client did not ask for."""
         return None
+
+    @property
+    def batchable(self) -> "EmbeddingRead | None":
+        """See ``core.plan.Read``; not where nobody knows how many texts the vendor takes."""
+        return self if self.cap else None
+
+    def merged(self, parts: Sequence[tuple[Self, int]]) -> Self:
+        """A request for these texts; see ``core.plan.Batchable``."""
+        trees = [plan.tree for plan in {id(plan): plan for plan, _ in parts}.values()]
+        # ``input`` is replaced; any other member is alike in all, or changes no answer (``user``, no parameters).
+        alike = {
+            name: value
+            for name, value in self.tree.items()
+            if name == "input" or all(name in tree and tree[name] == value for tree in trees)
+        }
+        texts = tuple(plan.texts[at] for plan, at in parts)
+        tree = self.dialect.with_texts(alike, list(texts))
+        items = tuple(plan.items[at] for plan, at in parts)
+        return replace(self, tree=tree, body=jsontext.compact(tree), texts=texts, items=items)
 
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.judge``."""

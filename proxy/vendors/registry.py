@@ -10,11 +10,13 @@ from proxy.vendors.dashvector_http import DashVectorHttp
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 
 
-def dashscope_adapters(ignored_headers: frozenset[bytes], batch_caps: Mapping[str, int]) -> tuple[Adapter, ...]:
+def dashscope_adapters(
+    ignored_headers: frozenset[bytes], batch_caps: Mapping[str, int], max_pieces: int = 1
+) -> tuple[Adapter, ...]:
     """The operations of DashScope that the cache answers."""
     return (
-        EmbeddingAdapter(NATIVE, ignored_headers, batch_caps),
-        EmbeddingAdapter(COMPATIBLE, ignored_headers, batch_caps),
+        EmbeddingAdapter(NATIVE, ignored_headers, batch_caps, max_pieces),
+        EmbeddingAdapter(COMPATIBLE, ignored_headers, batch_caps, max_pieces),
     )
 
 
@@ -36,10 +38,11 @@ class Adapters:
         *,
         ignored_headers: frozenset[bytes] = frozenset(),
         batch_caps: Mapping[str, int] | None = None,
+        max_pieces: int = 1,
         overfetch_topk: int = 0,
     ) -> None:
         of_vendor = {
-            "dashscope": dashscope_adapters(ignored_headers, batch_caps or {}),
+            "dashscope": dashscope_adapters(ignored_headers, batch_caps or {}, max_pieces),
             "dashvector": dashvector_adapters(ignored_headers, overfetch_topk),
         }
         self._of_upstream = {upstream: of_vendor[vendor] for upstream, vendor in vendors.items()}

@@ -334,7 +334,7 @@ def test_explain_shows_each_value_and_its_source(tmp_path: Path) -> None:
         assert line in lines
     assert [line for line in lines if line and " " not in line] == [
         *("general", "listen", "redis", "breaker", "upstream", "limits", "flights", "grace", "negative"),
-        *("memory", "lifetimes", "vector", "identity"),
+        *("batching", "memory", "lifetimes", "vector", "identity"),
         *("start", "log", "models", "upstreams"),
     ]
 

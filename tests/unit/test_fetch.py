@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.ask import Asker, Job, Landing, Upstreams
+from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.flights import Flights
 from proxy.cache.tiers import Found
@@ -27,6 +28,7 @@ from tests.support.gate import Gate
 from tests.support.waiting import wait_until
 
 JSON = ((b"Content-Type", b"application/json"),)
+OFF = Rules()
 
 
 class Plan:
@@ -181,7 +183,7 @@ class NobodyRefused:
 class Process:
     """One process's fetcher, and clients of it."""
 
-    def __init__(self, world: World, *, uncacheable_s: float = 10.0) -> None:
+    def __init__(self, world: World, *, uncacheable_s: float = 10.0, rules: Rules = OFF) -> None:
         self.world, self.faults = world, list[BaseException]()
         self.tasks, self.clients = Tasks(self.faults.append), Tasks(self.faults.append)
         self.tiers = FakeTiers(world, self.tasks)
@@ -201,9 +203,10 @@ class Process:
             clock=clock,
             random_unit=lambda: 0.5,
         )
+        self.batcher = Batcher(asker, self.tasks, rules=rules, clock=clock, max_answer_bytes=1000)
         self.claims = Claims(world, self.tasks, 2.0, uncacheable_s)
         self.fetcher = Fetcher(
-            asker=asker,
+            batcher=self.batcher,
             flights=self.flights,
             claims=self.claims,
             tiers=self.tiers,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.ask import Asker, Upstreams
+from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
@@ -46,6 +47,7 @@ LINES = ((b"dashvector-auth-token", b"sk-one"), (b"Content-Type", b"application/
 JSON = ((b"Content-Type", b"application/json"), (b"Content-Length", b"7"))
 ONE = "/v1/collections/abc"
 MAX_ANSWER = 10_000
+BATCHING = Rules(window_s=0.01, max_bytes=10_000, cuts=True, parallel=2)  # must not touch a query
 
 
 def documents(count: int, *, code: int = 0, ranked: bool = True) -> bytes:
@@ -181,7 +183,7 @@ class Rig:
             random_unit=lambda: 0.5,
         )
         fetcher = Fetcher(
-            asker=asker,
+            batcher=Batcher(asker, self.tasks, rules=BATCHING, clock=clock, max_answer_bytes=MAX_ANSWER),
             flights=Flights(self.tasks, 10.0, self.clock.monotonic),
             claims=Claims(None, self.tasks, 2.0, 10.0),
             tiers=tiers,

@@ -82,6 +82,10 @@ class Observer:
         """This worker has so many requests at *upstream*, and so many that wait for their turn."""
         self._metrics.upstream_load(upstream, inflight, waiting)
 
+    def batched(self, items: int, is_right: bool) -> None:
+        """See Telemetry; counted only: each of the requests has its line."""
+        self._metrics.batched(items, is_right)
+
     def connections(self, count: int) -> None:
         """This worker has so many client connections over HTTP."""
         self._metrics.connections(count)
@@ -111,6 +115,7 @@ def request_fields(outcome: Outcome) -> dict[str, Any]:
         "forwarded": outcome.forwarded,
         "coalesced": outcome.coalesced,
         "upstream_calls": outcome.upstream_calls,
+        "batched": outcome.batched,
         "upstream_status": outcome.upstream_status,
         "stored": outcome.stored,
         "redis_ok": outcome.redis_ok,

@@ -15,6 +15,8 @@ from proxy.ops.telemetry import labels
 
 # From a memory hit (well under a millisecond) to the vendor's slow answers.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# What vendors take in one request, and steps up to it.
+BATCH_BUCKETS = (2, 3, 5, 7, 10, 15, 20, 25)
 UPSTREAM_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 _LOOKED_UP = frozenset({CacheState.HIT, CacheState.PARTIAL, CacheState.STALE, CacheState.MISS})
@@ -95,6 +97,12 @@ class Metrics:
         self._inflight.labels(name).set(inflight)
         self._queue.labels(name).set(waiting)
 
+    def batched(self, items: int, is_right: bool) -> None:
+        """See Telemetry."""
+        self._batch_items.observe(items)
+        if not is_right:
+            self._batches_undone.inc()
+
     def connections(self, count: int) -> None:
         """How many client connections this worker has."""
         self._connections.set(count)
@@ -174,6 +182,15 @@ class Metrics:
             ("upstream",),
             buckets=UPSTREAM_BUCKETS,
             registry=self.registry,
+        )
+        self._batch_items = Histogram(
+            "dashcache_batch_items",
+            "Items in upstream requests that were made for several requests.",
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self._batches_undone = self._counter(
+            "dashcache_batches_undone", "Such upstream requests that were not answered right."
         )
         self._calls = {
             (upstream, status): calls.labels(upstream, status)

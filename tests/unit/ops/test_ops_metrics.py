@@ -84,6 +84,14 @@ def test_a_miss_counts_calls_by_status(metrics: Metrics) -> None:
     assert value(metrics, "dashcache_not_cached_total", operation="embedding", reason="status") == 1
 
 
+def test_batches_are_counted_with_their_items(metrics: Metrics) -> None:
+    metrics.batched(3, is_right=True)
+    metrics.batched(10, is_right=False)
+    assert value(metrics, "dashcache_batch_items_count") == 2
+    assert value(metrics, "dashcache_batch_items_sum") == 13
+    assert value(metrics, "dashcache_batches_undone_total") == 1
+
+
 def test_a_call_without_an_answer_has_a_class_of_its_own(metrics: Metrics) -> None:
     metrics.observe(Outcome(upstream="dashscope", state=CacheState.REFUSED, upstream_calls=2, status=502))
     assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="none") == 2

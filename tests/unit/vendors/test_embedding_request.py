@@ -440,6 +440,17 @@ def test_batches_over_the_cap_are_passed():
         assert over == Pass(PassReason.OVER_CAP, "embedding")
 
 
+@pytest.mark.parametrize("model", [*BATCH_CAPS, "unheard-of"])
+def test_what_can_be_asked_for_in_pieces_is_planned_up_to_so_many_of_them(model):
+    cap = BATCH_CAPS.get(model, 0)
+    most = cap * 3 or LARGEST_CAP
+    plan = read(native(changed(model=model, input={"texts": ["a"] * most})), max_pieces=3)
+    assert plan.batchable is (plan if cap else None)
+    assert plan.cap == cap
+    over = planned(native(changed(model=model, input={"texts": ["a"] * (most + 1)})), max_pieces=3)
+    assert over == Pass(PassReason.OVER_CAP, "embedding")
+
+
 def test_an_operator_can_set_the_cap_of_a_model():
     body = changed(input={"texts": ["a"] * 12})
     assert len(read(native(body), caps={"text-embedding-v4": 12}).items) == 12
