@@ -49,7 +49,7 @@ class Batching(Process):
         plan = Texts(*texts, who=who)
         keys = tuple(text if who == b"sk" else who + text for text in texts)
         values = {"wishes": Directives(), "scopes": (), **fields}
-        return Job(request, plan, outcome=Outcome(), keys=keys, **values)
+        return Job(request, plan, outcome=Outcome(), keys=keys, owner=b"", **values)
 
     async def settled(self) -> None:
         await super().settled()
