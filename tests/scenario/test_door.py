@@ -130,7 +130,7 @@ async def assert_refused(rig: WireRig, client: RawClient, status: int, code: str
 
 @pytest.mark.parametrize("behind", [pytest.param(b"", id="nothing"), pytest.param(HIDDEN, id="hidden")])
 @pytest.mark.parametrize(("data", "status", "code"), [pytest.param(*case, id=name) for name, case in REFUSED.items()])
-async def test_a_refused_request_and_what_hides_behind_it(
+async def test_s4_a_refused_request_and_what_hides_behind_it(
     rig: WireRig, data: bytes, status: int, code: str, behind: bytes
 ) -> None:
     async with await rig.client() as client:
@@ -139,20 +139,20 @@ async def test_a_refused_request_and_what_hides_behind_it(
 
 
 @pytest.mark.parametrize("data", [get(b"/x", version=b"HTTP/2.0"), b"GET /x\r\n\r\n"])
-async def test_another_version(rig: WireRig, data: bytes) -> None:
+async def test_s4_another_version(rig: WireRig, data: bytes) -> None:
     async with await rig.client() as client:
         await client.send(data)
         await assert_refused(rig, client, 505, "VersionNotSupported")
 
 
-async def test_http_2_without_asking(rig: WireRig) -> None:
+async def test_s4_http_2_without_asking(rig: WireRig) -> None:
     async with await rig.client() as client:
         await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         await assert_refused(rig, client, 400, "BadRequest")
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in SMUGGLING.items()])
-async def test_smuggling_byte_by_byte(rig: WireRig, data: bytes) -> None:
+async def test_s4_smuggling_byte_by_byte(rig: WireRig, data: bytes) -> None:
     """In other segments the parser may have begun to serve the request before it sees the fault."""
     rig.upstream.answer = answers.respond(b"fine")
     async with await rig.client() as client:
@@ -171,7 +171,7 @@ async def test_smuggling_byte_by_byte(rig: WireRig, data: bytes) -> None:
 
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nhelloX\r\n", b"0\r\nContent-Length: 3\r\n\r\n"])
 @pytest.mark.parametrize("target", [b"/x", b"/api/v1/services/embeddings/text-embedding/text-embedding"])
-async def test_a_body_whose_chunks_go_wrong_half_way(rig: WireRig, chunks: bytes, target: bytes) -> None:
+async def test_s4_a_body_whose_chunks_go_wrong_half_way(rig: WireRig, chunks: bytes, target: bytes) -> None:
     async with await rig.client() as client:
         fields = HOST + CHUNKED + b"Authorization: Bearer k\r\nContent-Type: application/json\r\n"
         await client.send(get(target, fields, method=b"POST") + wire.chunk(b"part"))
@@ -191,7 +191,7 @@ async def test_a_body_whose_chunks_go_wrong_half_way(rig: WireRig, chunks: bytes
     assert b"0\r\n\r\n" not in rig.upstream_bytes()
 
 
-async def test_a_refused_request_ends_only_its_own_connection(rig: WireRig) -> None:
+async def test_s4_a_refused_request_ends_only_its_own_connection(rig: WireRig) -> None:
     rig.upstream.answer = answers.respond(b"fine")
     async with await rig.client() as good, await rig.client() as bad:
         assert (await good.request("GET", "/x")).body == b"fine"
@@ -200,7 +200,7 @@ async def test_a_refused_request_ends_only_its_own_connection(rig: WireRig) -> N
         assert (await good.request("GET", "/x")).body == b"fine"
 
 
-async def test_a_request_before_a_refused_one_is_answered(rig: WireRig) -> None:
+async def test_s4_a_request_before_a_refused_one_is_answered(rig: WireRig) -> None:
     gate = Gate()
     rig.upstream.answer = answers.after(gate, answers.respond(b"fine"))
     async with await rig.client() as client:
@@ -221,7 +221,7 @@ async def test_a_request_before_a_refused_one_is_answered(rig: WireRig) -> None:
     "form",
     ["//{evil}/x", "///{evil}/x", "/@{evil}/x", "/\\{evil}/x", "/..//{evil}/x", "/%2f{evil}", "/x?u=http://{evil}/"],
 )
-async def test_no_target_leads_anywhere_else(rig: WireRig, form: str) -> None:
+async def test_s5_no_target_leads_anywhere_else(rig: WireRig, form: str) -> None:
     async with RawUpstream(answers.respond(b"evil")) as evil:
         authority = f"127.0.0.1:{evil.port}"
         target = form.format(evil=authority).encode()
@@ -236,7 +236,7 @@ async def test_no_target_leads_anywhere_else(rig: WireRig, form: str) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_no_answer_leads_anywhere_else(rig: WireRig, status: int) -> None:
+async def test_s5_no_answer_leads_anywhere_else(rig: WireRig, status: int) -> None:
     async with RawUpstream(answers.respond(b"evil")) as evil:
         location = evil.url.encode() + b"/x"
         rig.upstream.answer = answers.respond(b"moved", status, [(b"Location", location)])
@@ -247,7 +247,7 @@ async def test_no_answer_leads_anywhere_else(rig: WireRig, status: int) -> None:
 
 
 @pytest.mark.parametrize("authority", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST", "127.0.0.1"])
-async def test_absolute_form_that_names_the_proxy_is_served(rig: WireRig, authority: str) -> None:
+async def test_s5_absolute_form_that_names_the_proxy_is_served(rig: WireRig, authority: str) -> None:
     target = f"http://{authority.format(port=rig.proxy.http_port)}/a//b?c"
     async with await rig.client() as client:
         assert (await client.request("GET", target)).status == 200
@@ -376,7 +376,7 @@ CONNECTION = [(b"Connection", b"keep-alive, x-NAMED"), (b"connection", b" ,X-Als
 STAYS = [(b"X-Stays", b"3"), (b"Warning", b'199 - "x"')]
 
 
-async def test_what_belongs_to_one_connection_stays_there_in_both_directions(rig: WireRig) -> None:
+async def test_s6_what_belongs_to_one_connection_stays_there_in_both_directions(rig: WireRig) -> None:
     lines = [*CONNECTION, *HOP_BY_HOP, *STAYS]
     rig.upstream.answer = answers.respond(b"fine", headers=lines)
     async with await rig.client() as client:
@@ -387,7 +387,7 @@ async def test_what_belongs_to_one_connection_stays_there_in_both_directions(rig
 
 
 @pytest.mark.parametrize("named", [b"content-length", b"transfer-encoding", b"host", b"content-type"])
-async def test_naming_what_frames_a_message_changes_nothing_but_its_form(rig: WireRig, named: bytes) -> None:
+async def test_s6_naming_what_frames_a_message_changes_nothing_but_its_form(rig: WireRig, named: bytes) -> None:
     rig.upstream.answer = answers.respond(b"fine", headers=[(b"Connection", named)])
     async with await rig.client() as client:
         for _ in range(2):
@@ -403,7 +403,7 @@ ANSWER = (
 
 
 @pytest.mark.parametrize("field", [b"Authorization", b"X-DashScope-ApiKey", b"X-DashScope-WorkSpace"])
-async def test_naming_the_credential_does_not_borrow_anothers_identity(rig: WireRig, field: bytes) -> None:
+async def test_s6_naming_the_credential_does_not_borrow_anothers_identity(rig: WireRig, field: bytes) -> None:
     rig.upstream.answer = answers.respond_json(ANSWER)
     question = b'{"model":"text-embedding-v4","input":{"texts":["%b"]},"parameters":{"dimension":2}}' % field
     mine = [(field, b"mine"), *([(b"Authorization", b"k")] if b"Work" in field else [])]

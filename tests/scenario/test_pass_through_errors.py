@@ -27,7 +27,7 @@ CREDENTIALS = [(b"Authorization", b"Bearer sk-1")]
 
 @pytest.mark.parametrize("target", BODIES)
 @pytest.mark.parametrize("name", ERRORS)
-async def test_an_error_comes_back_as_it_was_sent_and_is_not_kept(rig: WireRig, name: str, target: str) -> None:
+async def test_s3_an_error_comes_back_as_it_was_sent_and_is_not_kept(rig: WireRig, name: str, target: str) -> None:
     exchange = EXCHANGES[name]
     body = (SAMPLES / exchange["response_body"]).read_bytes()
     extra = exchange.get("response_headers_extra", {}).items()
@@ -46,7 +46,7 @@ async def test_an_error_comes_back_as_it_was_sent_and_is_not_kept(rig: WireRig, 
     assert [each.body for each in rig.upstream.requests] == [request, request]
 
 
-async def test_an_error_within_a_200_is_passed_on_and_not_kept(rig: WireRig) -> None:
+async def test_s3_an_error_within_a_200_is_passed_on_and_not_kept(rig: WireRig) -> None:
     body = b'{"code":"InternalError","message":"later","request_id":"r-1"}'
     rig.upstream.answer = answers.respond_json(body)
     request = BODIES[NATIVE] % b"error in 200"

@@ -87,19 +87,53 @@ MALFORMED = {
     "blank in a name": OK + LENGTH + b"X Y: z\r\n\r\nhello",
     "no colon": OK + LENGTH + b"Xyz\r\n\r\nhello",
     "no name": OK + LENGTH + b": z\r\n\r\nhello",
+    "signed chunk size": OK + CHUNKED + b"\r\n+5\r\nhello\r\n0\r\n\r\n",
+    "prefixed chunk size": OK + CHUNKED + b"\r\n0x5\r\nhello\r\n0\r\n\r\n",
+    "endless chunk size": OK + CHUNKED + b"\r\nfffffffffffffffff5\r\nhello\r\n0\r\n\r\n",
+    "empty length": OK + b"Content-Length: \r\n\r\nhello",
+    "underscores in a length": OK + b"Content-Length: 0_5\r\n\r\nhello",
+    "quoted coding": OK + b'Transfer-Encoding: "chunked"\r\n\r\n5\r\nhello\r\n0\r\n\r\n',
+    "chunks twice": OK + CHUNKED + CHUNKED + b"\r\n5\r\nhello\r\n0\r\n\r\n",
+    "chunks twice in a line": OK + b"Transfer-Encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "LF in a chunk extension": OK + CHUNKED + b"\r\n5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "a line without end": OK + b"X: " + b"y" * 70_000,
+    "lines without end": OK + b"X: y\r\n" * 300 + b"\r\n",
+}
+
+
+SPLITTING = {
     "NUL in a value": OK + LENGTH + b"X: a\0b\r\n\r\nhello",
     "bare CR in a value": OK + LENGTH + b"X: a\rSet-Cookie: b\r\n\r\nhello",
     "control in a value": OK + LENGTH + b"X: a\x1bb\r\n\r\nhello",
     "DEL in a value": OK + LENGTH + b"X: a\x7fb\r\n\r\nhello",
     "NUL in the reason": b"HTTP/1.1 200 a\0b\r\n" + LENGTH + b"\r\nhello",
     "bare CR in the reason": b"HTTP/1.1 200 a\rb\r\n" + LENGTH + b"\r\nhello",
-    "a line without end": OK + b"X: " + b"y" * 70_000,
-    "lines without end": OK + b"X: y\r\n" * 300 + b"\r\n",
+    "NUL in a name": OK + LENGTH + b"X\0Y: a\r\n\r\nhello",
+    "CR in a name": OK + LENGTH + b"X\rSet-Cookie: a\r\n\r\nhello",
 }
+"""What would be another line, or another answer, to somebody who reads it less strictly."""
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in MALFORMED.items()])
-async def test_an_answer_that_is_not_http(rig: WireRig, data: bytes) -> None:
+async def test_s4_an_answer_that_is_not_http(rig: WireRig, data: bytes) -> None:
+    await assert_bad_gateway(rig, data)
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in SPLITTING.items()])
+async def test_s8_an_answer_whose_lines_would_be_split(rig: WireRig, data: bytes) -> None:
+    await assert_bad_gateway(rig, data)
+
+
+async def test_s4_a_folded_line_of_an_answer_is_one_line(rig: WireRig) -> None:
+    """RFC 9112 §5.2 lets a proxy do either: refuse it, or put blanks in the place of the fold."""
+    rig.upstream.answer = answers.raw(OK + LENGTH + b"X: a\r\n Set-Cookie: b\r\n\r\nhello")
+    async with await rig.client() as client:
+        response = await client.post(NATIVE, b"{}")
+    assert (response.header("X"), response.header("Set-Cookie"), response.body) == (b"a Set-Cookie: b", None, b"hello")
+
+
+async def assert_bad_gateway(rig: WireRig, data: bytes) -> None:
+    """502, and that connection is never used again."""
     rig.upstream.answer = answers.raw(data)
     async with await rig.client() as client:
         assert_ours(await client.post(NATIVE, b"{}"), 502, "UpstreamProtocolError")
@@ -123,7 +157,7 @@ BROKEN: dict[str, Answer] = {
 
 @pytest.mark.parametrize("broken", [pytest.param(answer, id=name) for name, answer in BROKEN.items()])
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
-async def test_an_answer_that_breaks_off_never_looks_whole(rig: WireRig, broken: Answer, version: bytes) -> None:
+async def test_s4_an_answer_that_breaks_off_never_looks_whole(rig: WireRig, broken: Answer, version: bytes) -> None:
     rig.upstream.answer = broken
     async with await rig.client() as client:
         await client.send(b"GET /x %b\r\nHost: a\r\n\r\n" % version)
@@ -141,7 +175,7 @@ async def test_an_answer_that_breaks_off_never_looks_whole(rig: WireRig, broken:
     assert len(rig.upstream.requests) == 1
 
 
-async def test_chunks_that_go_wrong_half_way_break_the_answer_off(rig: WireRig) -> None:
+async def test_s4_chunks_that_go_wrong_half_way_break_the_answer_off(rig: WireRig) -> None:
     gate = asyncio.Event()
     rig.upstream.answer = answers.raw(OK + CHUNKED + b"\r\n5\r\nhello\r\n", gate, b"zz\r\nHTTP/1.1 200 OK\r\n\r\n")
     async with await rig.client() as client:
@@ -155,7 +189,9 @@ async def test_chunks_that_go_wrong_half_way_break_the_answer_off(rig: WireRig) 
 
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned", b"junk\r\n\r\n", b"x"])
 @pytest.mark.parametrize("together", [True, False])
-async def test_bytes_nobody_asked_for_do_not_become_the_next_answer(rig: WireRig, extra: bytes, together: bool) -> None:
+async def test_s4_bytes_nobody_asked_for_do_not_become_the_next_answer(
+    rig: WireRig, extra: bytes, together: bool
+) -> None:
     """An answer that is left on a kept connection must never be given to whoever uses it next."""
     written = asyncio.Event()
 
@@ -178,7 +214,7 @@ async def test_bytes_nobody_asked_for_do_not_become_the_next_answer(rig: WireRig
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_body_where_none_can_be_is_not_the_next_answer(rig: WireRig, status: int) -> None:
+async def test_s4_a_body_where_none_can_be_is_not_the_next_answer(rig: WireRig, status: int) -> None:
     line = b"HTTP/1.1 %d Odd\r\n" % status
     rig.upstream.answer = answers.raw(line + LENGTH + b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
     async with await rig.client() as client:

@@ -39,7 +39,7 @@ def status_of(told: Any, sdk: str) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))
-def test_an_error_is_equal_and_not_kept(rig: Rig, sdk: str, embed: Ask, name: str) -> None:
+def test_s3_an_error_is_equal_and_not_kept(rig: Rig, sdk: str, embed: Ask, name: str) -> None:
     """With nothing known, and with one text of two known: then it is the answer to the whole."""
     known, new = fresh(2)
     embed(rig.proxy.http_url, [known])
@@ -53,7 +53,7 @@ def test_an_error_is_equal_and_not_kept(rig: Rig, sdk: str, embed: Ask, name: st
     assert_well_again(rig, embed, [known, new])
 
 
-def test_a_code_inside_status_200_is_an_error_and_not_kept(rig: Rig, embed: Ask) -> None:
+def test_s3_a_code_inside_status_200_is_an_error_and_not_kept(rig: Rig, embed: Ask) -> None:
     known, new = fresh(2)
     embed(rig.proxy.http_url, [known])
     rig.sim.add_faults(Fault(wrong="code_in_200", text=new))
@@ -64,7 +64,7 @@ def test_a_code_inside_status_200_is_an_error_and_not_kept(rig: Rig, embed: Ask)
 
 
 @pytest.mark.parametrize("wrong", WRONGS)
-def test_a_wrong_answer_is_passed_on_and_not_kept(rig: Rig, embed: Ask, wrong: Any) -> None:
+def test_s3_a_wrong_answer_is_passed_on_and_not_kept(rig: Rig, embed: Ask, wrong: Any) -> None:
     texts = fresh(3)
     rig.sim.add_faults(Fault(wrong=wrong, text=texts[0]))
     rig.refused(lambda url: embed(url, texts))
@@ -72,7 +72,9 @@ def test_a_wrong_answer_is_passed_on_and_not_kept(rig: Rig, embed: Ask, wrong: A
 
 
 @pytest.mark.parametrize("wrong", WRONGS)
-def test_a_wrong_answer_for_the_missing_texts_is_not_joined_with_known_ones(rig: Rig, embed: Ask, wrong: Any) -> None:
+def test_s3_a_wrong_answer_for_the_missing_texts_is_not_joined_with_known_ones(
+    rig: Rig, embed: Ask, wrong: Any
+) -> None:
     """The vendor is asked for the whole then, and its answer to that is passed on."""
     known, new = fresh(2), fresh(2)
     embed(rig.proxy.http_url, known)
@@ -86,7 +88,7 @@ def test_a_wrong_answer_for_the_missing_texts_is_not_joined_with_known_ones(rig:
 
 
 @pytest.mark.parametrize("wrong", ["truncated_body", "disconnect"])
-def test_an_upstream_that_breaks_off_is_an_error_and_nothing_is_kept(
+def test_s3_an_upstream_that_breaks_off_is_an_error_and_nothing_is_kept(
     rig: Rig, sdk: str, embed: Ask, wrong: Any
 ) -> None:
     known, new = fresh(2)
