@@ -50,6 +50,10 @@ class Recorder:
     def upstream_refused(self, upstream: str, reason: str) -> None:
         self.failures.append(f"{upstream} busy: {reason}")
 
+    def batched(self, items: int, is_right: bool) -> None:
+        if not is_right:
+            self.failures.append(f"a batch of {items} items was not right")
+
     def connection_ended(self, reason: str) -> None:
         self.failures.append(f"connection ended: {reason}")
 

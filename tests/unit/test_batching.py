@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import random
 from typing import Any
 
 import pytest
@@ -528,3 +529,46 @@ async def test_r8_who_leaves_lets_all_pieces_go_and_what_came_is_kept():
     await process.settled()
     assert world.entries.keys() == set(letters(4))
     assert world.claims == {}
+
+
+# --- all at once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_happens_each_gets_its_own(seed: int):
+    """Overlapping requests of two credentials, small and large, some with a bad text, some that leave; 5xx at times."""
+    chance = random.Random(seed)
+    world = World()
+    window_s = chance.choice([0.0, 0.001, 0.01])
+    process = Batching(world, rules=Rules(window_s=window_s, max_bytes=30, cuts=True, parallel=2))
+    refuse = refusing(b"a")
+    world.answer = lambda request: Reply(b"down", 500) if chance.random() < 0.1 else refuse(request)
+    asked, leaving = [], []
+    for _ in range(80):
+        texts = chance.sample(letters(20), chance.choice([1, 1, 1, 2, 3, 6, 11]))
+        no_cache = Directives(no_cache=chance.random() < 0.1)
+        asked.append((texts, *process.ask(*texts, who=chance.choice([b"sk", b"other"]), wishes=no_cache)))
+        if chance.random() < 0.2:
+            leaving.append(asked[-1][-1])
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        if leaving and chance.random() < 0.3:
+            leaving.pop().cancel()
+    for texts, job, task in asked:
+        await asyncio.wait([task], timeout=5)
+        if task.cancelled():
+            continue
+        landing = task.result()
+        if landing.rows is not None:
+            assert vectors(landing) == {key: b"v(%b)" % text for key, text in zip(job.keys, texts, strict=True)}
+        elif landing.answer.status == 400:
+            body = landing.answer.body
+            told = body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+            refused = told.removeprefix(b"no: ").split(b",")
+            assert b"a" in refused
+            assert {*refused} <= {*texts}, "nobody hears of what others asked"
+        else:
+            assert landing.answer.status == 500
+    await process.settled()
+    assert set(world.claims.values()) <= {b""}
+    assert not any(key.removeprefix(b"other") == b"a" for key in world.entries)
