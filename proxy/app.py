@@ -24,6 +24,7 @@ from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.grace import Windows
+from proxy.core.heavy import Heavy
 from proxy.core.key import Secret
 from proxy.core.listening import Port, Tls, shown
 from proxy.core.plan import ErrorKind
@@ -144,6 +145,7 @@ async def built(
     redis = _redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None
     keys = Secret.derive(secret)
     codec = Codec(keys, settings.limits.max_entry_bytes)
+    heavy = Heavy()
     tiers = Tiers(
         MemoryTier(settings.memory.max_bytes, settings.memory.max_age_s, clock.monotonic),
         redis,
@@ -152,6 +154,7 @@ async def built(
         observer,
         max_pending_stores=settings.redis.max_pending_stores,
         grace_s=_windows(settings).longest_s,
+        heavy=heavy,
         wall=clock.wall,
     )
     voidable = VoidableTier(
@@ -163,6 +166,7 @@ async def built(
         settle_s=settings.vector.settle_s,
         is_strict=settings.vector.strict_writes,
         max_pending_stores=settings.redis.max_pending_stores,
+        heavy=heavy,
     )
     upstreams = settings.all_upstreams()
     slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
@@ -181,6 +185,7 @@ async def built(
         keeps_errors=negatives.is_on,
         clock=clock,
         random_unit=random.random,
+        heavy=heavy,
     )
     fetcher = Fetcher(
         asker=asker,
@@ -190,6 +195,7 @@ async def built(
         voidable=voidable,
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
+        heavy=heavy,
     )
     grace = Grace(
         windows=_windows(settings),
@@ -217,6 +223,7 @@ async def built(
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),
+        heavy=heavy,
         clock=clock,
     )
     bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
@@ -233,6 +240,7 @@ async def built(
     try:
         yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, slots)
     finally:
+        await heavy.close()
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
         await asyncio.gather(*(transport.close() for transport in over_grpc.values()))

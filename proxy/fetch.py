@@ -28,6 +28,7 @@ from proxy.cache.tiers import Found, Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.coding import decoded
 from proxy.core.entry import Entry, Row
+from proxy.core.heavy import Heavy
 from proxy.core.plan import NotStorable
 from proxy.core.ports import Clock
 from proxy.errors import ProxyError
@@ -51,12 +52,14 @@ class Fetcher:
         voidable: VoidableTier,
         clock: Clock,
         max_answer_bytes: int,
+        heavy: Heavy | None = None,
     ) -> None:
         self._asker = asker
         self._flights = flights
         self._claims = claims
         self._tiers = tiers
         self._voidable = voidable
+        self._heavy = heavy or Heavy()
         self._clock = clock
         self._max_answer_bytes = max_answer_bytes
 
@@ -216,8 +219,10 @@ class Fetcher:
         """What the upstream says. Our errors are part of the landing, as several may have to raise them."""
         if not positions:
             return Landing(rows={})
+        size = len(job.request.body or b"")
+        content = await self._heavy(size, job.plan.narrowed, positions)
         try:
-            landing = await self._asker.ask(job, positions, job.plan.narrowed(positions))
+            landing = await self._asker.ask(job, positions, content)
         except ProxyError as error:
             return Landing(positions, error=error)
         if landing.rows is None and not landing.is_shareable:
