@@ -41,6 +41,7 @@ from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
+from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.server.http import DataServer, Front, RequestObserver
 from proxy.server.intake import Intake
 from proxy.server.watch import Clients
@@ -107,7 +108,8 @@ async def serve_worker(
     async with wired as worker:
         runners = [await listen(settings, worker.front, port) for port in ports if port.protocol in ("http", "https")]
         calls = await _listen_grpc(settings, worker.flow, observer, ports)
-        chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker))]
+        work = (_report(worker, observer), _tell(worker), watch_loop(observer.loop_lag))
+        chores = [worker.tasks.start(chore) for chore in work]
         await control.ready()
         await control.wait_drain()
         ends_s = asyncio.get_running_loop().time() + control.drain_s
@@ -232,7 +234,7 @@ async def built(
         bridge=bridge,
         observer=observer,
         error_body=error_body,
-        clients=_clients(settings, observer, len(upstreams)),
+        clients=_clients(settings, observer),
         body_idle_s=settings.limits.body_idle_s,
         cache_status_on_pass=settings.cache_status_on_pass,
         clock=clock,
@@ -280,11 +282,16 @@ def _slots(settings: Settings, upstream: str, workers: int, observer: Observing)
     )
 
 
-def _clients(settings: Settings, observer: Observing, upstreams: int) -> Clients:
+def _max_connections(settings: Settings) -> int:
+    """As many as are allowed and as the system has room for."""
+    inflight = len(settings.all_upstreams()) * settings.upstream.max_inflight
+    return room_for(settings.limits.max_connections, inflight + settings.redis.max_connections + _OTHER_FILES)
+
+
+def _clients(settings: Settings, observer: Observing) -> Clients:
     limits = settings.limits
-    others = upstreams * settings.upstream.max_inflight + settings.redis.max_connections + _OTHER_FILES
     return Clients(
-        max_connections=room_for(limits.max_connections, others),
+        max_connections=_max_connections(settings),
         header_wait_s=limits.header_wait_s,
         write_idle_s=limits.write_idle_s,
         on_ended=observer.connection_ended,
@@ -404,7 +411,13 @@ async def _listen_grpc(settings: Settings, flow: Flow, observer: Observing, port
         return []
     from proxy.server.grpc import GrpcFront  # noqa: PLC0415
 
-    front = GrpcFront(flow=flow, observer=observer, error_lines=error_lines)
+    front = GrpcFront(
+        flow=flow,
+        observer=observer,
+        error_lines=error_lines,
+        max_connections=_max_connections(settings),
+        idle_s=settings.limits.keepalive_s,
+    )
     for port in wanted:
         await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
     return [front]

@@ -175,7 +175,7 @@ class Upstreams:
         except UpstreamError as error:
             if not error.retryable:
                 raise
-            return await self.send(request, job.outcome)
+            return await self.send(dataclasses.replace(request, is_again=True), job.outcome)
 
 
 class Asker:

@@ -152,7 +152,7 @@ class Flow:
             # A kept connection may close just as it is used again. Only what asks for nothing twice is sent twice.
             if not (error.retryable and request.method in ("GET", "HEAD") and body.is_empty):
                 raise
-            reply = await self._upstreams.send(untouched, outcome, body)
+            reply = await self._upstreams.send(dataclasses.replace(untouched, is_again=True), outcome, body)
         return relayed(reply, reply)
 
     # --- what changes something ---------------------------------------------------------------------------------------

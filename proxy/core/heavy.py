@@ -1,7 +1,8 @@
 """
 Where work on large bodies is done: beside the event loop, one piece at a time, so that small requests go on meanwhile.
 
-A thread helps although all share the interpreter's lock, as it is made to let go of it every ``SWITCH_S`` seconds.
+A thread helps although all share the interpreter's lock: hashing and compressing let go of it, Python code is made to
+every ``SWITCH_S`` seconds, and what does neither (the parser) is bounded. See decision 14.
 """
 
 import asyncio
@@ -15,8 +16,8 @@ Result = TypeVar("Result")
 LARGE_BYTES = 256 * 1024
 """From this size on, work is worth a thread's detour of about 0.1 ms."""
 
-SWITCH_S = 0.0005
-"""How long the thread may go on while the loop has something to do; Python's own default is ten times that."""
+SWITCH_S = 0.001
+"""How long the thread may go on while the loop has something to do; Python's own default is five times that."""
 
 
 class Heavy:

@@ -51,7 +51,7 @@ def parse(body: bytes) -> Tree:
     except (ValueError, RecursionError) as error:
         raise Ambiguous(str(error)) from error
     _check_depth(tree)
-    if _SURROGATE.search(text):
+    if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text):
         compact(tree)  # a pair is one character; half of one has no UTF-8 form
     return tree
 

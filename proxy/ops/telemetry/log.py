@@ -82,6 +82,10 @@ class Observer:
         """This worker has so many requests at *upstream*, and so many that wait for their turn."""
         self._metrics.upstream_load(upstream, inflight, waiting)
 
+    def loop_lag(self, seconds: float) -> None:
+        """See Metrics."""
+        self._metrics.loop_lag(seconds)
+
     def connections(self, count: int) -> None:
         """This worker has so many client connections over HTTP."""
         self._metrics.connections(count)
