@@ -24,6 +24,7 @@ from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.grace import Windows
+from proxy.core.heavy import Heavy
 from proxy.core.key import Secret
 from proxy.core.listening import Port, shown
 from proxy.core.plan import ErrorKind
@@ -41,6 +42,7 @@ from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.open_files import room_for
 from proxy.ops.telemetry.log import Observer
+from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.server.http import Front, RequestObserver
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
@@ -103,8 +105,17 @@ async def serve_worker(
         )
         async with wired as worker:
             own.learn(worker.generations)
-            doors = await open_all(settings, worker.front, worker.flow, observer, ports, listeners=control.listeners)
-            chores = [worker.tasks.start(_report(worker, observer)), worker.tasks.start(_tell(worker, own))]
+            doors = await open_all(
+                settings,
+                worker.front,
+                worker.flow,
+                observer,
+                ports,
+                listeners=control.listeners,
+                max_connections=_max_connections(settings),
+            )
+            work = (_report(worker, observer), _tell(worker, own), watch_loop(observer.loop_lag))
+            chores = [worker.tasks.start(chore) for chore in work]
             await control.ready()
             await control.wait_last_call()
             worker.front.is_draining = True
@@ -140,6 +151,7 @@ async def built(
     redis = _redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None
     keys = Secret.derive(secret)
     codec = Codec(keys, settings.limits.max_entry_bytes)
+    heavy = Heavy()
     tiers = Tiers(
         MemoryTier(settings.memory.max_bytes, settings.memory.max_age_s, clock.monotonic),
         redis,
@@ -148,6 +160,7 @@ async def built(
         observer,
         max_pending_stores=settings.redis.max_pending_stores,
         grace_s=_windows(settings).longest_s,
+        heavy=heavy,
         wall=clock.wall,
     )
     generations = Generations(journal, clock.wall)
@@ -160,6 +173,7 @@ async def built(
         settle_s=settings.vector.settle_s,
         is_strict=settings.vector.strict_writes,
         max_pending_stores=settings.redis.max_pending_stores,
+        heavy=heavy,
     )
     upstreams = settings.all_upstreams()
     slots = {upstream.name: _slots(settings, upstream.name, workers, observer) for upstream in upstreams}
@@ -187,6 +201,7 @@ async def built(
         keeps_errors=negatives.is_on,
         clock=clock,
         random_unit=random.random,
+        heavy=heavy,
     )
     fetcher = Fetcher(
         batcher=Batcher(
@@ -195,6 +210,7 @@ async def built(
             rules=_batching_rules(settings),
             clock=clock,
             max_answer_bytes=settings.limits.max_answer_bytes,
+            heavy=heavy,
             on_batch=observer.batched,
         ),
         flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
@@ -229,6 +245,7 @@ async def built(
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         request_id=lambda: str(uuid.uuid4()),
+        heavy=heavy,
         clock=clock,
     )
     bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
@@ -237,7 +254,7 @@ async def built(
         bridge=bridge,
         observer=observer,
         error_body=error_body,
-        clients=_clients(settings, observer, len(upstreams)),
+        clients=_clients(settings, observer),
         body_idle_s=settings.limits.body_idle_s,
         cache_status_on_pass=settings.cache_status_on_pass,
         clock=clock,
@@ -245,6 +262,7 @@ async def built(
     try:
         yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
     finally:
+        await heavy.close()
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
         await asyncio.gather(*(transport.close() for transport in over_grpc.values()))
@@ -274,11 +292,16 @@ def _slots(settings: Settings, upstream: str, workers: int, observer: Observing)
     )
 
 
-def _clients(settings: Settings, observer: Observing, upstreams: int) -> Clients:
+def _max_connections(settings: Settings) -> int:
+    """As many as are allowed and as the system has room for."""
+    inflight = len(settings.all_upstreams()) * settings.upstream.max_inflight
+    return room_for(settings.limits.max_connections, inflight + settings.redis.max_connections + _OTHER_FILES)
+
+
+def _clients(settings: Settings, observer: Observing) -> Clients:
     limits = settings.limits
-    others = upstreams * settings.upstream.max_inflight + settings.redis.max_connections + _OTHER_FILES
     return Clients(
-        max_connections=room_for(limits.max_connections, others),
+        max_connections=_max_connections(settings),
         header_wait_s=limits.header_wait_s,
         write_idle_s=limits.write_idle_s,
         on_ended=observer.connection_ended,

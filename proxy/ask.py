@@ -16,6 +16,7 @@ from proxy.core.answer import Answer, Body, Stream
 from proxy.core.coding import narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, jittered_ms
+from proxy.core.heavy import Heavy
 from proxy.core.judge import refuses
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -210,6 +211,7 @@ class Asker:
         keeps_errors: bool,
         clock: Clock,
         random_unit: Callable[[], float],
+        heavy: Heavy | None = None,
     ) -> None:
         self._upstreams = upstreams
         self._callers = callers
@@ -220,6 +222,7 @@ class Asker:
         self._jitter = jitter
         self._max_answer_bytes = max_answer_bytes
         self._keeps_errors = keeps_errors
+        self._heavy = heavy or Heavy()
         self._clock = clock
         self._random_unit = random_unit
 
@@ -256,11 +259,14 @@ class Asker:
         if objection is not None or rest is not None:
             return text if rest is None else rest, None, objection or Refusal.TOO_LARGE
         try:
-            return text, job.plan.split(content_of(reply, text, self._max_answer_bytes), positions), ""
+            return text, await self._heavy(_weight(reply, text), self._rows, job, reply, text, positions), ""
         except NotStorable as verdict:
             if verdict.refusal is Refusal.CREDENTIAL:
                 await self._callers.refused(job.request)
             return text, None, verdict.refusal
+
+    def _rows(self, job: Job, reply: UpstreamReply, text: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
+        return job.plan.split(content_of(reply, text, self._max_answer_bytes), positions)
 
     def _entries(self, job: Job, positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
         ttl_s = self._lifetime(job.plan.operation, job.plan.model)
@@ -283,3 +289,8 @@ class Asker:
                 self._tiers.fill(entries, done)
 
         return Store(put)
+
+
+def _weight(reply: UpstreamReply, text: bytes) -> int:
+    """About how many bytes are to be looked at for the answer *text*; numbers in a coding grow up to four times."""
+    return len(text) * (4 if any(name.lower() == b"content-encoding" for name, _ in reply.headers) else 1)

@@ -24,6 +24,7 @@ from proxy.ask import Asker, Job, Landing
 from proxy.cache.flights import Land, Trip
 from proxy.core.answer import Answer
 from proxy.core.coding import decoded
+from proxy.core.heavy import Heavy
 from proxy.core.key import prefixed
 from proxy.core.plan import Batchable, NotStorable
 from proxy.core.ports import Clock
@@ -112,6 +113,7 @@ class Batcher:
         rules: Rules,
         clock: Clock,
         max_answer_bytes: int,
+        heavy: Heavy | None = None,
         on_batch: Callable[[int, bool], None] = lambda _items, _is_right: None,
     ) -> None:
         self._asker = asker
@@ -119,6 +121,7 @@ class Batcher:
         self._rules = rules
         self._clock = clock
         self._max_answer_bytes = max_answer_bytes
+        self._heavy = heavy or Heavy()
         self._on_batch = on_batch
         self._is_on = rules.cuts or rules.window_s > 0
         self._open: dict[bytes, _Batch] = {}
@@ -139,7 +142,8 @@ class Batcher:
 
     async def _alone(self, job: Job, positions: Sequence[int]) -> Landing:
         try:
-            return await self._asker.ask(job, positions, job.plan.narrowed(positions))
+            content = await self._heavy(len(job.request.body or b""), job.plan.narrowed, positions)
+            return await self._asker.ask(job, positions, content)
         except ProxyError as error:
             return Landing(positions, error=error)
 

@@ -72,12 +72,17 @@ async def open_all(
     ports: Sequence[Port],
     *,
     listeners: Mapping[Port, socket.socket],
+    max_connections: int,
 ) -> DataPorts:
-    """Accept on every one of *ports*; *listeners* are bound sockets for some of them."""
+    """
+    Accept on every one of *ports*; *listeners* are bound sockets for some of them.
+
+    *max_connections* is for each gRPC port; those over HTTP are *front*'s to count.
+    """
     served = [
         await listen(settings, front, port, listeners.get(port)) for port in ports if port.protocol in ("http", "https")
     ]
-    return DataPorts(served, await _listen_grpc(settings, flow, observer, ports))
+    return DataPorts(served, await _listen_grpc(settings, flow, observer, ports, max_connections))
 
 
 async def listen(settings: Settings, front: Front, port: Port, listener: socket.socket | None = None) -> HttpPort:
@@ -104,7 +109,7 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
 
 
 async def _listen_grpc(
-    settings: Settings, flow: Flow, observer: RequestObserver, ports: Sequence[Port]
+    settings: Settings, flow: Flow, observer: RequestObserver, ports: Sequence[Port], max_connections: int
 ) -> "list[GrpcFront]":
     """What answers on the gRPC ports; nothing if there are none."""
     wanted = [port for port in ports if port.protocol in ("grpc", "grpcs")]
@@ -113,7 +118,12 @@ async def _listen_grpc(
     from proxy.server.grpc import GrpcFront  # noqa: PLC0415
 
     front = GrpcFront(
-        flow=flow, observer=observer, error_lines=error_lines, connection_s=settings.limits.grpc_connection_s
+        flow=flow,
+        observer=observer,
+        error_lines=error_lines,
+        max_connections=max_connections,
+        idle_s=settings.limits.keepalive_s,
+        connection_s=settings.limits.grpc_connection_s,
     )
     for port in wanted:
         await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)

@@ -40,7 +40,8 @@ from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, directives
 from proxy.core.grace import StaleReason
-from proxy.core.key import Secret, common_digest, item_key
+from proxy.core.heavy import Heavy
+from proxy.core.key import Secret, common_digest, item_keys
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
@@ -79,6 +80,7 @@ class Flow:
         max_key_body_bytes: int,
         max_answer_bytes: int,
         request_id: Callable[[], str],
+        heavy: Heavy | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._routes = routes
@@ -92,6 +94,7 @@ class Flow:
         self._tasks = tasks
         self._modes = modes
         self._purges = purges
+        self._heavy = heavy or Heavy()
         self._secret = secret
         self._max_key_body_bytes = max_key_body_bytes
         self._max_answer_bytes = max_answer_bytes
@@ -123,12 +126,12 @@ class Flow:
         if content is None:
             return await self._forward(request, body, outcome, PassReason.BODY_TOO_LARGE)
         request = dataclasses.replace(request, body=content)
-        plan = adapter.plan(request)
+        plan = await self._heavy(len(content), adapter.plan, request)
         if isinstance(plan, Pass):
             return await self._forward(request, body, outcome, plan.reason)
         if mode is Mode.SHADOW:
-            return await self._shadow(self._job(request, plan.plain or plan, wishes, outcome))
-        return await self._read(self._job(request, plan, wishes, outcome))
+            return await self._shadow(await self._job(request, plan.plain or plan, wishes, outcome))
+        return await self._read(await self._job(request, plan, wishes, outcome))
 
     # --- straight through ---------------------------------------------------------------------------------------------
 
@@ -201,12 +204,12 @@ class Flow:
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> Job:
+    async def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> Job:
         """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
         origin = self._upstreams.transport_of(request).origin.encode()
         purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
-        keys = tuple(item_key(self._secret, common, item) for item in plan.items)
+        keys = await self._heavy(len(request.body or b""), item_keys, self._secret, common, plan.items)
         outcome.items = len(keys)
         owner = self._callers.owner(request, plan.credential)
         return Job(request, plan, wishes, outcome, keys, owner, self._scopes(request, plan.scopes))
@@ -223,10 +226,10 @@ class Flow:
         missing = [at for key, at in job.first_positions.items() if key not in usable]
         if not missing:
             outcome.state = CacheState.HIT
-            return self._joined(job, {key: entry.row for key, entry in usable.items()}, usable)
+            return await self._joined(job, {key: entry.row for key, entry in usable.items()}, usable)
         stale = self._grace.stand_ins(job, found.entries, missing, now_unix_ms)
         if (reason := self._grace.at_once(job, missing, stale, now_unix_ms)) is not None:
-            return self._stale(job, usable, stale, reason)
+            return await self._stale(job, usable, stale, reason)
         if (known := self._negatives.look(job, missing)) is not None:
             return known
         if job.wishes.only_if_cached:
@@ -234,13 +237,13 @@ class Flow:
         outcome.state = CacheState.PARTIAL if outcome.hits else CacheState.MISS
         return await self._fetch(job, usable, missing, stale)
 
-    def _stale(self, job: Job, usable: Mapping[bytes, Entry], stale: Stale, reason: StaleReason) -> Answer:
+    async def _stale(self, job: Job, usable: Mapping[bytes, Entry], stale: Stale, reason: StaleReason) -> Answer:
         """An answer for which *stale* entries stand in."""
         outcome, entries, now_unix_ms = job.outcome, {**usable, **stale}, self._now_unix_ms()
         outcome.state, outcome.detail = CacheState.STALE, reason
         outcome.hits_redis += sum(key in stale for key in job.keys)
         _tell_ages(outcome, entries, now_unix_ms)
-        return self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
+        return await self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
 
     async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
@@ -255,7 +258,7 @@ class Flow:
             usable = {}
         return found, usable
 
-    def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
+    async def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
         outcome = job.outcome
         outcome.request_id = self._request_id()
@@ -263,7 +266,9 @@ class Flow:
         outcome.tokens_saved += sum(
             dict(from_cache[key].row.usage).get("total_tokens", 0) for key in job.keys if key in from_cache
         )
-        text = job.plan.join([rows[key] for key in job.keys], outcome.request_id)
+        wanted = [rows[key] for key in job.keys]
+        size = sum(row.size for row in wanted)
+        text = await self._heavy(size, job.plan.join, wanted, outcome.request_id)
         headers = ((b"Content-Type", b"application/json"), (b"X-Request-Id", outcome.request_id.encode("ascii")))
         return Answer(200, "OK", headers, text)
 
@@ -274,7 +279,7 @@ class Flow:
         outcome, is_plain = job.outcome, job.plan.plain is None
         landing = await self._grace.fetch(job, missing, stale)
         if landing is None:
-            return self._stale(job, usable, stale, StaleReason.IF_ERROR)
+            return await self._stale(job, usable, stale, StaleReason.IF_ERROR)
         is_whole = is_plain and len(landing.positions) == len(job.keys)
         outcome.detail = landing.detail
         if landing.rows is None:
@@ -293,7 +298,8 @@ class Flow:
         if is_whole and landing.answer is not None:
             answer = landing.answer
         else:
-            answer = self._joined(job, {key: entry.row for key, entry in usable.items()} | {**landing.rows}, usable)
+            rows = {key: entry.row for key, entry in usable.items()} | {**landing.rows}
+            answer = await self._joined(job, rows, usable)
         answer.after = landing.store
         return answer
 

@@ -1,5 +1,6 @@
 """Read-through over the tiers, nearest first: memory, then all that is left in one Redis round trip."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import RedisTier
 from proxy.core.answer import nothing
 from proxy.core.entry import Entry
+from proxy.core.heavy import Heavy
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 
@@ -45,6 +47,7 @@ class Tiers:
         *,
         max_pending_stores: int,
         grace_s: float = 0.0,
+        heavy: Heavy | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.memory = memory
@@ -55,6 +58,7 @@ class Tiers:
         self._max_pending_stores = max_pending_stores
         self._pending_stores = 0
         self._grace_ms = round(grace_s * 1000)
+        self._heavy = heavy or Heavy()
         self._wall = wall
 
     async def read(self, keys: Iterable[bytes], owner: bytes) -> Found:
@@ -104,29 +108,37 @@ class Tiers:
             found.redis_ok = False
             return
         values, found.standing = reply
+        sealed = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+        opened = await self._heavy(sum(map(len, sealed.values())), self._opened, sealed)
         now_unix_ms = self._now_unix_ms()
-        for key, sealed in zip(keys, values, strict=True):
-            if sealed is None:
-                continue
-            try:
-                entry = self._codec.open(key, sealed)
-            except Rejected:
-                found.rejected.add(key)
-                continue
+        for key, entry in opened.items():
             found.entries[key] = entry
             self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
+        found.rejected.update(sealed.keys() - opened.keys())
         if found.rejected:
             self._telemetry.entries_rejected(len(found.rejected))
 
     async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry], done: Callable[[], None]) -> None:
         try:
-            sealed = [(key, self._codec.seal(key, entry), entry.ttl_ms) for key, entry in entries.items()]
-            values = [(key, value, ttl_ms + self._grace_ms) for key, value, ttl_ms in sealed if value is not None]
+            values = await self._heavy(sum(entry.row.size for entry in entries.values()), self._sealed, entries)
             written = await redis.write(values) if values else 0
             self._telemetry.stored(written, failed=len(values) - written)
         finally:
             self._pending_stores -= 1
             done()
+
+    def _opened(self, sealed: Mapping[bytes, bytes]) -> dict[bytes, Entry]:
+        """Those of *sealed* that are entries of ours."""
+        opened = {}
+        for key, value in sealed.items():
+            with contextlib.suppress(Rejected):
+                opened[key] = self._codec.open(key, value)
+        return opened
+
+    def _sealed(self, entries: Mapping[bytes, Entry]) -> list[tuple[bytes, bytes, int]]:
+        """Key, stored form and lifetime (ms) in Redis of those of *entries* that can be stored."""
+        sealed = [(key, self._codec.seal(key, entry), entry.ttl_ms) for key, entry in entries.items()]
+        return [(key, value, ttl_ms + self._grace_ms) for key, value, ttl_ms in sealed if value is not None]
 
     def _now_unix_ms(self) -> int:
         return int(self._wall() * 1000)

@@ -16,6 +16,7 @@ from proxy.cache.redis_tier import RedisTier, Tokens
 from proxy.cache.tiers import Found
 from proxy.core.answer import nothing
 from proxy.core.entry import Entry
+from proxy.core.heavy import Heavy
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 
@@ -42,6 +43,7 @@ class VoidableTier:
         settle_s: float,
         is_strict: bool,
         max_pending_stores: int,
+        heavy: Heavy | None = None,
     ) -> None:
         self._redis = redis
         self._codec = codec
@@ -51,6 +53,7 @@ class VoidableTier:
         self._settle_ms = max(1, round(settle_s * 1000))
         self._is_strict = is_strict
         self._max_pending_stores = max_pending_stores
+        self._heavy = heavy or Heavy()
         self._pending_stores = 0
 
     @property
@@ -223,10 +226,10 @@ class VoidableTier:
         done: Callable[[], None],
     ) -> None:
         try:
-            if self._generations.is_untold(scopes) or self._fallen(scopes, tokens):
-                return
             for key, entry in entries.items():
-                sealed = self._codec.seal(key, entry)
+                sealed = await self._heavy(entry.row.size, self._codec.seal, key, entry)
+                if self._generations.is_untold(scopes) or self._fallen(scopes, tokens):
+                    return
                 if sealed is not None:
                     kept = await redis.fill_guarded(key, sealed, entry.ttl_ms, scopes, tokens)
                     self._telemetry.stored(int(kept), failed=0)

@@ -25,6 +25,13 @@ Tree = dict[str, "Tree"] | list["Tree"] | str | Number | bool | None
 """A parsed document; ``Number`` is a ``str``, so test for it first."""
 
 _MAX_DEPTH = 64  # far beyond any vendor request; keeps recursion far from Python's own limit
+_MOST_VALUES = 32_768
+"""
+In a body of more than ``_FEW_BYTES``. The longest vector has 20,000 numbers. The parser takes 0.3 ms for a thousand and
+lets nobody else run meanwhile: 4 MiB of ones would stop everything for a second.
+"""
+_FEW_BYTES = 65_536
+_NOT_STRUCTURE = bytes(set(range(256)).difference(b",:[{"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, the only way to write one in UTF-8
 
 
@@ -33,15 +40,18 @@ def parse(body: bytes) -> Tree:
     Parse *body*, UTF-8 without a byte order mark.
 
     Raises:
-        Ambiguous: duplicate members, NaN or Infinity, lone surrogates, bad UTF-8, too deep, or not JSON at all.
+        Ambiguous: duplicate members, NaN or Infinity, lone surrogates, bad UTF-8, too deep, too many values, or not
+            JSON at all.
     """
+    if len(body) > _FEW_BYTES and _has_many_values(body):
+        raise Ambiguous("too many values")
     try:
         text = body.decode("utf-8")
         tree: Tree = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise Ambiguous(str(error)) from error
     _check_depth(tree)
-    if _SURROGATE.search(text):
+    if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text):
         compact(tree)  # a pair is one character; half of one has no UTF-8 form
     return tree
 
@@ -86,6 +96,22 @@ def _write(tree: Tree, parts: list[str], ordered: bool, depth: int) -> None:
         parts.append("]" if tree else "[]")
     else:
         parts.append({True: "true", False: "false", None: "null"}[tree])
+
+
+def _has_many_values(body: bytes) -> bool:
+    """
+    Whether *body* has more than ``_MOST_VALUES`` values and names: told by its commas, colons and brackets.
+
+    Exact as far as *body* is JSON; the parser does not look behind the first fault. A millisecond for 4 MiB, ten when
+    texts have many such characters of their own.
+    """
+    if len(body.translate(None, _NOT_STRUCTURE)) <= _MOST_VALUES:
+        return False
+    quotes = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if quotes.count(b'"') > 2 * _MOST_VALUES:
+        return True
+    outside = b"".join(quotes.split(b'"')[::2])
+    return len(outside.translate(None, _NOT_STRUCTURE)) > _MOST_VALUES
 
 
 def _check_depth(tree: Tree) -> None:

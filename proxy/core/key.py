@@ -52,6 +52,11 @@ def item_key(secret: Secret, common: bytes, item: bytes) -> bytes:
     return hashlib.blake2b(material, key=secret.identity, digest_size=KEY_BYTES, person=b"item").digest()
 
 
+def item_keys(secret: Secret, common: bytes, items: Iterable[bytes]) -> tuple[bytes, ...]:
+    """``item_key`` of each of *items*."""
+    return tuple(item_key(secret, common, item) for item in items)
+
+
 def authentication_tag(secret: Secret, key: bytes, stored: bytes) -> bytes:
     """The tag (16 bytes) that binds *stored* bytes to their *key*: moved to another key they no longer open."""
     material = prefixed((key, stored))

@@ -33,7 +33,8 @@ class Request:
 
     ``target`` is the request target byte for byte (origin form); ``upstream`` the name of the configured upstream.
     ``body`` is the whole body, or ``None`` while nobody has asked for it.
-    ``timeout_s`` is the time the client still gives, if its protocol tells (gRPC); no part of any key.
+    ``timeout_s`` is the time the client still gives, if its protocol tells (gRPC); no part of any key. ``is_again``:
+    it is sent a second time, and has waited for its turn at the upstream already.
     """
 
     method: str

@@ -38,7 +38,12 @@ _Options = tuple[tuple[str, int], ...]
 
 
 class GrpcFront:
-    """What answers calls on every gRPC port of a worker."""
+    """
+    What answers calls on every gRPC port of a worker.
+
+    Each port takes *max_connections*, with *max_streams* calls at a time in each, and closes one on which there was no
+    call for *idle_s* seconds.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class GrpcFront:
         flow: Flow,
         observer: RequestObserver,
         error_lines: ErrorLines,
+        max_connections: int = 10_000,
+        idle_s: float = 75.0,
         max_streams: int = 256,
         min_ping_interval_s: float = 10.0,
         connection_s: float = 30.0,
@@ -54,7 +61,7 @@ class GrpcFront:
         self._flow = flow
         self._observer = observer
         self._error_lines = error_lines
-        self._options = _options(max_streams, min_ping_interval_s, connection_s)
+        self._options = _options(max_connections, idle_s, max_streams, min_ping_interval_s, connection_s)
         self._clock = clock
         self._tasks = Tasks(observer.background_failed)
         self._ports: list[_Port] = []
@@ -269,6 +276,7 @@ class _Port:
 
 _LOOK_S = 0.25
 _LEFT_S = 60.0
+_PING_EVERY_MS, _PING_ANSWER_MS = 60_000, 20_000
 
 
 async def _only_message(context: Any) -> bytes:  # noqa: ANN401
@@ -312,13 +320,21 @@ def _code(error: ProxyError) -> int:
     return _CODES.get(error.status, _INVALID_ARGUMENT)
 
 
-def _options(max_streams: int, min_ping_interval_s: float, connection_s: float) -> _Options:
+def _options(
+    max_connections: int, idle_s: float, max_streams: int, min_ping_interval_s: float, connection_s: float
+) -> _Options:
     return (
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # Of each port. One more is closed without a word, which a client takes for a server that is not there.
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_connection_idle_ms", max(1, int(idle_s * 1000))),
+        # Who is gone, or does not read at all, does not answer pings either.
+        ("grpc.keepalive_time_ms", _PING_EVERY_MS),
+        ("grpc.keepalive_timeout_ms", _PING_ANSWER_MS),
         ("grpc.max_concurrent_streams", max_streams),
         ("grpc.max_connection_age_ms", int(connection_s * 1000)),
         # The vendor's SDK pings each minute. Left alone, the library hangs up on a client that does so between calls.

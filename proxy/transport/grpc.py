@@ -110,7 +110,7 @@ class GrpcTransport:
             message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
         timeout_s = self._read_timeout_s if request.timeout_s is None else request.timeout_s
         ends_s = asyncio.get_running_loop().time() + timeout_s
-        await self._slots.take(timeout_s)
+        await self._slots.take(timeout_s, is_again=request.is_again)
         try:
             return await self._call(request, message, ends_s - asyncio.get_running_loop().time())
         finally:

@@ -112,7 +112,7 @@ class HttpTransport:
             UpstreamError: busy, unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a
                 byte.
         """
-        async with self._slot() as slot:
+        async with self._slot(is_again=request.is_again) as slot:
             WANTS_FRESH.set(request.is_again)
             response = slot.held_by(
                 await self._session.request(
@@ -155,9 +155,9 @@ class HttpTransport:
             return socket
 
     @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator["_Slot"]:
+    async def _slot(self, *, is_again: bool = False) -> AsyncIterator["_Slot"]:
         """A slot to make a request in, given back at the end unless an answer holds it then."""
-        await self._slots.take()
+        await self._slots.take(is_again=is_again)
         slot = _Slot(self._slots)
         try:
             yield slot

@@ -59,20 +59,22 @@ class Slots:
         """How many are in line."""
         return len(self._line)
 
-    async def take(self, at_most_s: float = math.inf) -> None:
+    async def take(self, at_most_s: float = math.inf, *, is_again: bool = False) -> None:
         """
         Wait for a slot, no longer than *at_most_s*; ``give_back`` is due afterwards, once.
+
+        Who comes *again*, as its connection closed under its request, has waited already and goes first.
 
         Raises:
             UpstreamError: 503, UpstreamBusy; nothing is to be given back.
         """
-        if not self._line and self._delay_s() <= _CLOCK_S:
+        if (is_again or not self._line) and self._delay_s() <= _CLOCK_S:
             self._begin()
             return
-        if len(self._line) >= self._max_queue:
+        if len(self._line) >= self._max_queue and not is_again:
             raise self._refusal(QUEUE_FULL)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
+        self._line.appendleft(place) if is_again else self._line.append(place)
         self._serve()
         try:
             async with asyncio.timeout(min(self._queue_wait_s, max(at_most_s, 0))):

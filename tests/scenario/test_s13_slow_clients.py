@@ -219,6 +219,33 @@ async def test_a_reader_that_reads_nothing_is_broken_off(rig: WireRig) -> None:
     await client.close()
 
 
+async def test_who_reads_nothing_holds_a_slot_at_the_upstream_no_longer_than_that() -> None:
+    options = patience(PATIENCE_S, UPSTREAM_MAX_INFLIGHT="2", UPSTREAM_QUEUE_WAIT_S="0.05")
+    async with wire_rig(**options) as rig:
+        rig.upstream.answer = large()
+        clients = [await slow_reader(rig.proxy.http_port) for _ in range(2)]
+        await wait_until(lambda: len(rig.upstream.requests) == 2, what="both at the upstream")
+        rig.upstream.answer = answers.respond(b"fine")
+
+        async def ask() -> RawResponse:
+            async with await rig.client() as client:
+                return await client.request("GET", "/small")
+
+        assert (await ask()).header("X-Dashcache-Error") == b"UpstreamBusy"
+
+        async def is_served() -> bool:
+            return (await ask()).body == b"fine"
+
+        await wait_until(is_served, what="a slot")
+        await wait_until(lambda: rig.upstream.connections_open <= 1, what="the upstream to be let go")
+        for client in clients:
+            client.abort()
+        text = await asyncio.to_thread(rig.proxy.metrics)
+        assert await ended(rig, "ClientTooSlow") == 2, text
+        inflight = re.findall(r"^dashcache_upstream_inflight{.*} (\S+)$", text, re.MULTILINE)
+        assert {float(count) for count in inflight} == {0.0}
+
+
 async def test_a_reader_that_is_only_slow_gets_everything() -> None:
     """So slow that the kernel before it asks for nothing more for longer than the limit; but it takes what there is."""
     limit_s, lasts_s, rate = 1.5, 5.0, 320_000

@@ -86,6 +86,10 @@ class Observer:
         """See Telemetry; counted only: each of the requests has its line."""
         self._metrics.batched(items, is_right)
 
+    def loop_lag(self, seconds: float) -> None:
+        """See Metrics."""
+        self._metrics.loop_lag(seconds)
+
     def connections(self, count: int) -> None:
         """This worker has so many client connections over HTTP."""
         self._metrics.connections(count)

@@ -17,6 +17,7 @@ from proxy.ops.telemetry import labels
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # What vendors take in one request, and steps up to it.
 BATCH_BUCKETS = (2, 3, 5, 7, 10, 15, 20, 25)
+LAG_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0)
 UPSTREAM_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 _LOOKED_UP = frozenset({CacheState.HIT, CacheState.PARTIAL, CacheState.STALE, CacheState.MISS})
@@ -102,6 +103,10 @@ class Metrics:
         self._batch_items.observe(items)
         if not is_right:
             self._batches_undone.inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """By how much the event loop was late once."""
+        self._loop_lag.observe(seconds)
 
     def connections(self, count: int) -> None:
         """How many client connections this worker has."""
@@ -240,6 +245,12 @@ class Metrics:
             "dashcache_connections_ended", "Client connections refused or broken off by the proxy.", "reason"
         )
         self._connections_ended = {reason: ended.labels(reason) for reason in labels.ENDINGS}
+        self._loop_lag = Histogram(
+            "dashcache_loop_lag_seconds",
+            "By how much the workers' event loops were late, a hundred times a second.",
+            buckets=LAG_BUCKETS,
+            registry=self.registry,
+        )
         self._connections = self._gauge("dashcache_connections", "Client connections over HTTP.")
 
     def _counter(self, name: str, text: str, *names: str) -> Counter:

@@ -137,3 +137,25 @@ def test_empty_things_are_written_as_they_were(empty):
 def test_what_compact_writes_any_parser_reads_alike():
     body = '{"quote\\"":"\\u0000\\u001f\\u007f\\u2028 衣","n":[1.50,-2E+3,true,null]}'.encode()
     assert json.loads(compact(parse(body))) == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "filling", [b"1,", b"[],", b"{},", b'"a",', b'{"a":1},', b'"\\"",', b'"\\\\",', b'"\\\\\\"",', b'"[",', b"1 ,\n"]
+)
+def test_more_values_than_any_request_has_are_refused_before_they_are_read(filling):
+    def document(values):
+        return b'{"a":[' + filling * values + b'0],"b":"' + b"x" * 70_000 + b'"}'
+
+    assert len(parse(document(10_000))["a"]) == 10_001
+    with pytest.raises(Ambiguous, match="too many values"):
+        parse(document(40_000))
+
+
+@pytest.mark.parametrize("text", ["{[,:", 'said "no", then:', "\\", '\\"', ',"', '",'])
+def test_what_stands_in_texts_counts_for_nothing(text):
+    value = text * 50_000
+    assert parse(json.dumps({"input": [value, "b"]}).encode())["input"] == [value, "b"]
+
+
+def test_a_small_body_may_be_nothing_but_values():
+    assert len(parse(b"[" + b"1," * 32_000 + b"1]")) == 32_001

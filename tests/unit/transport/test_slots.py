@@ -134,6 +134,27 @@ async def test_newcomers_do_not_overtake_who_waits_for_the_pace() -> None:
 
 
 @timeless
+async def test_who_comes_again_goes_first_also_when_the_line_is_full() -> None:
+    at = slots(max_inflight=1, max_queue=2)
+    order: list[str] = []
+
+    async def come(name: str, *, is_again: bool = False) -> None:
+        await at.take(is_again=is_again)
+        order.append(name)
+        at.give_back()
+
+    await at.take()
+    waiting = [asyncio.ensure_future(come(name)) for name in ("first", "second")]
+    await asyncio.sleep(0)
+    again = asyncio.ensure_future(come("again", is_again=True))
+    await asyncio.sleep(0)
+    at.give_back()
+    await asyncio.gather(*waiting, again)
+    assert order == ["again", "first", "second"]
+    assert (at.inflight, at.waiting) == (0, 0)
+
+
+@timeless
 async def test_who_leaves_the_line_takes_no_slot_along() -> None:
     at = slots(max_inflight=1)
     await at.take()
