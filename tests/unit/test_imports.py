@@ -80,4 +80,4 @@ def test_a_library_behind_a_seam_is_imported_once(library: str) -> None:
 def test_only_app_and_the_command_line_import_ops() -> None:
     outside = [path for path in (ROOT / "proxy").rglob("*.py") if "ops" not in path.parts]
     importers = {path.name for path in outside if any(module.startswith("proxy.ops") for module in _imports(path))}
-    assert importers <= {"app.py", "cli.py", "__main__.py"}
+    assert importers <= {"app.py", "parts.py", "cli.py", "__main__.py"}
