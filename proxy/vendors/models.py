@@ -12,7 +12,7 @@ BATCH_CAPS = {
     "text-embedding-v1": 25,
     "qwen3.7-text-embedding": 20,
 }
-"""Texts per call. A larger batch is passed as it is, so that the vendor's own refusal reaches the client."""
+"""Texts per call. A larger batch is cut, or passed as it is, so that the vendor's own refusal reaches the client."""
 
 LARGEST_CAP = max(BATCH_CAPS.values())
 """For models that are not listed."""

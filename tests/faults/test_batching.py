@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -130,7 +130,7 @@ async def test_one_bad_text_makes_nobody_else_suffer(redis_server: RedisServer) 
 
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "always"])
 async def test_r5_a_failing_upstream_is_not_asked_more_than_without_batches(
-    redis_server: RedisServer, lasts: bool
+    redis_server: RedisServer, lasts: bool, record_property: Callable[[str, object], None]
 ) -> None:
     failing = answers.respond_json(b'{"code":"InternalError","message":"no","request_id":"r"}', 500)
     bodies = SINGLES[: 4 * CAP]
@@ -142,6 +142,7 @@ async def test_r5_a_failing_upstream_is_not_asked_more_than_without_batches(
         if lasts:
             assert {response.status for response in responses} == {500}
             assert len(upstream.requests) <= len(bodies) // 2
+            record_property("figure", f"{len(upstream.requests)} upstream calls for {len(bodies)} batched requests")
         else:
             assert all(map(is_right, responses, bodies))
             assert len(upstream.requests) <= len(bodies)
