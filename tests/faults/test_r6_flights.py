@@ -31,7 +31,7 @@ from tests.support.raw_upstream import Answer, RawUpstream
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
-LATENCY_S = 0.3
+LATENCY_S = 0.5
 WARM = "warm"
 SECRET = "one secret for all replicas"
 
