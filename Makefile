@@ -57,6 +57,7 @@ bench: seed ## the figures that the README quotes
 	@$(BIN)/python -m benchmarks.redis_faults
 	@$(BIN)/python -m benchmarks.batches
 	@$(BIN)/python -m benchmarks.grpc_calls
+	@$(BIN)/python -m benchmarks.large_bodies
 
 lock: ## resolve the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \

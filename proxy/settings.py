@@ -136,8 +136,8 @@ class Limits(Section):
     drain_s: float = Field(30.0, ge=0)
     """How long running requests may take after that; also those of a worker that a reload replaces."""
     max_connections: int = Field(10_000, ge=1)
-    """Client connections per worker, over HTTP; further ones get 503 and are closed. Less if the system allows fewer
-    open files."""
+    """Client connections per worker, over HTTP; further ones get 503 and are closed. The same number again for each
+    gRPC port, where further ones are closed without a word. Less if the system allows fewer open files."""
     header_wait_s: float = Field(10.0, gt=0)
     """How long a request's head may take, from the connection's start or from the head's first byte; then the
     connection ends."""

@@ -50,13 +50,18 @@ class Heavy:
         return await asyncio.wrap_future(future)
 
     def _started(self, work: Callable[..., Result], arguments: tuple[object, ...]) -> "Future[Result]":
-        """*work* in the thread; the turn ends when that does, whether or not somebody still waits for it."""
+        """*work* in the thread; the turn lasts twice as long, so that half of the time is the loop's alone."""
         if self._thread is None:
             sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
             self._thread = ThreadPoolExecutor(1, "heavy")
         loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        def rest() -> None:
+            loop.call_later(loop.time() - began_s, self._turn.release)
+
         future = self._thread.submit(work, *arguments)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._turn.release))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(rest))
         return future
 
     async def close(self) -> None:

@@ -176,6 +176,40 @@ async def test_a_slot_is_held_until_the_answer_is_read_or_given_up() -> None:
         rest.open()
 
 
+async def test_what_is_sent_again_goes_first_in_line() -> None:
+    options = {"UPSTREAM_MAX_INFLIGHT": "1", "UPSTREAM_QUEUE_WAIT_S": "30"}
+    gates = {target: Gate(target.decode()) for target in (b"/again", b"/first", b"/second")}
+    seen: list[bytes] = []
+
+    async def answer(request: RecordedRequest, writer: asyncio.StreamWriter) -> None:
+        seen.append(request.target)
+        await gates[request.target].wait()
+        how = (
+            answers.reset() if seen.count(b"/again") == 1 and request.target == b"/again" else answers.respond(b"fine")
+        )
+        await how(request, writer)
+
+    async with wire_rig(**{f"DASHCACHE_{name}": value for name, value in options.items()}) as rig:
+        rig.upstream.answer = answer
+        asking = []
+        for waiting, target in enumerate((b"/again", b"/first", b"/second")):
+            asking.append(asyncio.ensure_future(ask(rig.proxy.http_port, "GET", target.decode())))
+            if not waiting:
+                await gates[target].wait_arrived()
+
+            async def in_line(wanted: int = waiting) -> bool:
+                return await metric(rig.proxy, "dashcache_upstream_queue") == wanted
+
+            await wait_until(in_line, what="its place in line")
+        gates[b"/again"].open()  # its connection ends without a word, and the next one's turn has come
+        await gates[b"/first"].wait_arrived()
+        await wait_until(in_line, what="the one that was sent already, in line again")
+        gates[b"/first"].open()
+        gates[b"/second"].open()
+        assert [(await response).body for response in asking] == [b"fine"] * 3
+        assert seen == [b"/again", b"/first", b"/again", b"/second"]
+
+
 async def test_websockets_take_slots_and_failures_give_them_back() -> None:
     options = {"UPSTREAM_MAX_INFLIGHT": "1", "UPSTREAM_QUEUE_WAIT_S": "0.05"}
     async with wire_rig(**{f"DASHCACHE_{name}": value for name, value in options.items()}) as rig:

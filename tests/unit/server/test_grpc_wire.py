@@ -45,8 +45,6 @@ import grpc
 import grpc.aio
 
 MESSAGE = grpc_message(b"m")
-SERVER_SETTINGS = b"\x00\x03\x00\x00\x01\x00"  # SETTINGS_MAX_CONCURRENT_STREAMS, as it is by default
-GOING_AWAY = bytes([GOAWAY, 0, 0, 0, 0, 0])
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -185,37 +183,6 @@ async def test_streams_are_bounded() -> None:
     async with front(max_streams=7) as (_, _, port), client(port) as (reader, _):
         seen = await until(reader, b"\x00\x03\x00\x00\x00\x07")  # SETTINGS_MAX_CONCURRENT_STREAMS
     assert b"\x00\x03\x00\x00\x00\x07" in seen
-
-
-async def test_connections_are_bounded_and_make_room_again() -> None:
-    async with front(max_connections=2) as (_, _, port):
-        for _ in range(3):
-            async with client(port) as (first, _), client(port) as (second, _):
-                for reader in (first, second):
-                    assert await until(reader, SERVER_SETTINGS)
-                async with client(port) as (third, _):
-                    with contextlib.suppress(ConnectionError):
-                        assert await until(third, SERVER_SETTINGS) == b""
-
-            async def has_room() -> bool:
-                async with client(port) as (reader, _):
-                    with contextlib.suppress(ConnectionError):
-                        return await until(reader, SERVER_SETTINGS) != b""
-                return False
-
-            await wait_until(has_room, what="room for another")
-
-
-async def test_an_idle_connection_is_closed_and_a_client_of_the_library_s_does_not_notice() -> None:
-    async with (
-        front(idle_s=0.2) as (_, observer, port),
-        client(port) as (reader, _),
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-    ):
-        assert await channel.unary_unary("/a/b")(b"m") == b"m"
-        assert GOING_AWAY in await until(reader, b"never said")  # and then the end
-        assert await channel.unary_unary("/a/b")(b"n") == b"n"
-    assert [outcome.status for outcome in observer.outcomes] == [200, 200]
 
 
 async def test_half_a_message_and_a_closed_connection_leave_nothing() -> None:
