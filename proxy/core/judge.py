@@ -44,6 +44,7 @@ def refusal(status: int, headers: HeaderLines) -> Refusal | None:
     # Load-balancer affinity is passed on and forgotten; any other cookie says that the answer is one person's.
     if any(not cookie.startswith(b"acw_tc=") for cookie in values.get(b"set-cookie", ())):
         return Refusal.SET_COOKIE
-    if not b"".join(values.get(b"content-type", ())).lower().startswith(b"application/json"):
+    kinds = [value.partition(b";")[0].strip().lower() for value in values.get(b"content-type", ())]
+    if kinds != [b"application/json"]:  # of two, nobody knows which one a client goes by
         return Refusal.CONTENT_TYPE
     return None

@@ -11,15 +11,21 @@ HOP_BY_HOP = frozenset(
         b"connection",
         b"expect",
         b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
         b"te",
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
 )
+
+_HOP_BY_HOP_PREFIX = b"proxy-"
+"""What is said to a proxy, or by one: authentication (RFC 9110 §11.7) and the connections of HTTP/1.0."""
+
+_NEVER_NAMED = frozenset({b"cache-control", b"set-cookie", b"vary"})
+"""
+What may forbid to keep an answer. RFC 9110 §7.6.1: a field for all recipients must not be a connection option; if one
+of these went away with its connection, the answer would look as if everybody might have it.
+"""
 
 
 GRPC = "GRPC"
@@ -72,14 +78,18 @@ class Request:
 
 def end_to_end(headers: HeaderLines) -> HeaderLines:
     """
-    *headers* without hop-by-hop lines and without those that a Connection line names.
+    *headers* without hop-by-hop lines and without those that a Connection line names and may name.
 
     Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
     """
     named = {
         token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
-    }
-    return tuple(line for line in headers if (low := line[0].lower()) not in HOP_BY_HOP and low not in named)
+    } - _NEVER_NAMED
+    return tuple(line for line in headers if not _is_hop_by_hop(low := line[0].lower()) and low not in named)
+
+
+def _is_hop_by_hop(name: bytes) -> bool:
+    return name in HOP_BY_HOP or name.startswith(_HOP_BY_HOP_PREFIX)
 
 
 def list_items(values: tuple[bytes, ...]) -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from typing import Any
 import aiohttp
 from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.http import HttpProcessingError, HttpVersion11, RawResponseMessage
 
 from proxy.core.request import list_items
+from proxy.transport.heads import Heads
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""C0 without the tab, DEL, and C1, whose NEL and CSI end a line or begin a command for whoever obeys them."""
 
 
 WANTS_FRESH = contextvars.ContextVar("WANTS_FRESH", default=False)
@@ -51,12 +53,31 @@ class Connections(aiohttp.TCPConnector):
 class _Connection(ResponseHandler):
     """aiohttp's connection, which gives sound answers only, and lets none hang."""
 
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
+        super().__init__(**options)
+        self._heads = Heads()
+
+    def set_response_params(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
+        """Called by aiohttp for each request, before its answer."""
+        self._heads = Heads()
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self._heads.are_odd(data):
+            self._refuse()
+        else:
+            super().data_received(data)
+
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Called by aiohttp's parser for each head."""
         message, _ = data
         if _is_sound(message):
             super().feed_data(data, size)
-            return
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
         if self.transport is not None:
             self.transport.close()
         self.set_exception(HttpProcessingError(code=400, message="not everybody would read this alike"))
@@ -73,14 +94,30 @@ class _Connection(ResponseHandler):
 def _is_sound(message: RawResponseMessage) -> bool:
     """Whether a head can be passed on as it is (RFC 9112 §2 to §6, RFC 9110 §5.5)."""
     lines = message.raw_headers
-    codings = list_items(tuple(value for name, value in lines if name.lower() == b"transfer-encoding"))
     return (
         message.code >= 100
         and message.version.major == 1
-        and codings == (("chunked",) if message.chunked else ())
-        and not _CONTROL.search(message.reason.encode("utf-8", "surrogateescape"))
-        and all(_TOKEN.fullmatch(name) and not _CONTROL.search(value) for name, value in lines)
+        and _is_framed_soundly(message)
+        and not _has_control(message.reason.encode("utf-8", "surrogateescape"))
+        and all(_TOKEN.fullmatch(name) and not _has_control(value) for name, value in lines)
     )
+
+
+def _is_framed_soundly(message: RawResponseMessage) -> bool:
+    """Whether Transfer-Encoding is absent, or says in HTTP/1.1 that there are chunks and nothing else (§6.1)."""
+    values = tuple(value for name, value in message.raw_headers if name.lower() == b"transfer-encoding")
+    if not values:
+        return not message.chunked
+    return message.chunked and list_items(values) == ("chunked",) and message.version >= HttpVersion11
+
+
+def _has_control(text: bytes) -> bool:
+    """Whether *text* holds control characters, read as UTF-8 if it is that, and byte by byte otherwise."""
+    try:
+        characters = text.decode("utf-8")
+    except UnicodeDecodeError:
+        characters = text.decode("latin-1")
+    return _CONTROL.search(characters) is not None
 
 
 def _has_spoken(connection: Any) -> bool:  # noqa: ANN401  aiohttp exports no type for it

@@ -51,10 +51,27 @@ def test_any_cookie_but_affinity_says_that_the_answer_is_personal(cookie):
     assert refusal(200, head) is Refusal.SET_COOKIE
 
 
-@pytest.mark.parametrize("kind", [None, b"text/event-stream", b"text/plain", b"", b"text/html; application/json"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None,
+        b"text/event-stream",
+        b"text/plain",
+        b"",
+        b"text/html; application/json",
+        b"application/jsonl",
+        b"application/json-seq; x",
+    ],
+)
 def test_only_json_is_kept(kind):
     head = () if kind is None else ((b"content-type", kind),)
     assert refusal(200, head) is Refusal.CONTENT_TYPE
+
+
+def test_of_two_kinds_nobody_knows_which_one_is_meant():
+    assert refusal(200, (JSON, (b"Content-Type", b"text/html"))) is Refusal.CONTENT_TYPE
+    assert refusal(200, (JSON, JSON)) is Refusal.CONTENT_TYPE
+    assert refusal(200, ((b"Content-Type", b"Application/JSON ;charset=utf-8"),)) is None
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ import pytest
 
 from proxy.core.request import HOP_BY_HOP, Request, end_to_end, list_items
 
+PROXY = {b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization", b"proxy-connection", b"proxy-x"}
 
-@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
-def test_hop_by_hop_lines_end_here(name):
+
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP | PROXY))
+def test_s6_hop_by_hop_lines_end_here(name):
     kept = (b"X-Kept", b"1")
     for spelled in (name, name.upper(), name.title()):
         assert end_to_end(((spelled, b"x"), kept)) == (kept,)
 
 
-def test_what_connection_names_ends_here_too():
+def test_s6_what_connection_names_ends_here_too():
     headers = (
         (b"Connection", b"X-One, close"),
         (b"connection", b" x-TWO ,,"),
@@ -29,9 +31,15 @@ def test_order_case_duplicates_and_bytes_stay():
     assert end_to_end(headers) == headers
 
 
-def test_connection_may_name_a_credential_and_then_it_is_not_sent():
+def test_s6_connection_may_name_a_credential_and_then_it_is_not_sent():
     """Keys are made of what is sent: a request that strips its own credential has none."""
     assert end_to_end(((b"Connection", b"Authorization"), (b"Authorization", b"Bearer k"))) == ()
+
+
+@pytest.mark.parametrize("name", [b"Cache-Control", b"Set-Cookie", b"vary"])
+def test_s6_connection_cannot_take_away_what_forbids_to_keep_an_answer(name):
+    lines = ((name, b"x"), (b"X-Named", b"1"))
+    assert end_to_end(((b"Connection", b"close, %b, x-named" % name.upper()), *lines)) == lines[:1]
 
 
 def test_values_are_found_in_any_case_and_in_order():
