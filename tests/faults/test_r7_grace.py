@@ -176,7 +176,7 @@ async def test_r7a_stale_stands_in_for_failures(redis_server: RedisServer) -> No
 
 
 async def test_r7a_a_refusal_is_never_answered_from_grace(redis_server: RedisServer) -> None:
-    async with rig(redis_server, grace_while_refresh_s=0) as made:
+    async with rig(redis_server, grace_while_refresh_s=0, grace_wait_s=60) as made:
         for status, answer in REFUSALS.items():
             lines = bearer(f"sk-{status}")
             await made.make_stale("a", lines=lines)
@@ -189,7 +189,7 @@ async def test_r7a_a_refusal_is_never_answered_from_grace(redis_server: RedisSer
 
 async def test_r7a_only_the_causes_that_are_set_count(redis_server: RedisServer) -> None:
     async with rig(
-        redis_server, grace_while_refresh_s=0, grace_if_error_for="server-error, timeout", grace_wait_s=1
+        redis_server, grace_while_refresh_s=0, grace_if_error_for="server-error, timeout", grace_wait_s=3
     ) as made:
         await made.make_stale("429", "reset", "500", "late")
         for text in ("429", "reset"):

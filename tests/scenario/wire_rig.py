@@ -71,10 +71,10 @@ class WireRig:
 
 @contextlib.asynccontextmanager
 async def wire_rig(**options: str) -> AsyncIterator[WireRig]:
-    """A rig whose proxy has these environment variables."""
+    """A rig whose proxy has these environment variables; its upstream stands for both vendors."""
     async with (
         RawUpstream(answers.respond()) as upstream,
-        ProxyProcess(dashscope_url=upstream.url, env=options) as proxy,
+        ProxyProcess(dashscope_url=upstream.url, dashvector_url=upstream.url, env=options) as proxy,
     ):
         yield WireRig(upstream, proxy)
 
