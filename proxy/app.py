@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from proxy.core.key import Secret
 from proxy.core.listening import Port
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource
 from proxy.core.purges import NO_MARKS
+from proxy.core.request_id import request_ids
 from proxy.core.tasks import Tasks
 from proxy.data_ports import open_all
 from proxy.fetch import Fetcher
@@ -36,6 +36,7 @@ from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
+from proxy.planner import Planner
 from proxy.server.http import Front
 from proxy.server.websocket import Bridge
 from proxy.settings import Settings
@@ -107,6 +108,7 @@ async def serve_worker(
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+        observer.close()
 
 
 @contextlib.asynccontextmanager
@@ -210,22 +212,24 @@ async def built(
         max_refreshes=max(1, settings.upstream.max_inflight // _REFRESH_SHARE),
         monotonic=clock.monotonic,
     )
+    planner = Planner(
+        routes=routes, callers=callers, transport_of=ways.transport_of, purges=purges, secret=keys, heavy=heavy
+    )
     flow = Flow(
-        routes=routes,
+        planner=planner,
         upstreams=ways,
         asker=asker,
         fetcher=fetcher,
         grace=grace,
         negatives=negatives,
         callers=callers,
+        memory=tiers.memory,
         voidable=voidable,
         tasks=tasks,
         modes=modes,
-        purges=purges,
-        secret=keys,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
-        request_id=lambda: str(uuid.uuid4()),
+        request_id=request_ids(),
         heavy=heavy,
         clock=clock,
     )

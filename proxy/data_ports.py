@@ -12,11 +12,13 @@ from proxy.core.tasks import Tasks
 from proxy.flow import Flow
 from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
 from proxy.server.intake import Intake
+from proxy.server.lane import Lane
 from proxy.server.leaving import until
 from proxy.server.websocket import Bridge
 from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.vendors.choice import Choice
 from proxy.vendors.errors import error_lines
+from proxy.vendors.headers import decisive
 
 if TYPE_CHECKING:
     from proxy.server.grpc import GrpcFront
@@ -97,6 +99,7 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
         header_bytes=settings.limits.header_bytes,
         header_lines=settings.limits.header_lines,
         keepalive_s=settings.limits.keepalive_s,
+        lane=Lane() if settings.memory.fast_lane else None,
     )
     if listener is None:
         listener = socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET, socket.SOCK_STREAM)
@@ -155,4 +158,5 @@ def _intake(settings: Settings, port: Port) -> Intake:
     return Intake(
         upstream_of=(lambda *_: port.upstream) if port.upstream else choice,
         own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
+        decisive=decisive,
     )

@@ -13,7 +13,7 @@ changes something.
     headers and mode allow a key? --no--> forward untouched, with the reason on the outcome
         | yes
     body read, planned into items (one per text, one per query) --ambiguous, too large--> the same
-        |
+        |                                                          (``planner``; remembered for equal bytes)
     memory tier, then one Redis round trip for all items together
         |                                        |
     all there: join, answer                  some missing, or past their lifetime
@@ -30,23 +30,22 @@ at any point: what it would have said is a miss. The upstream's errors go to the
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from proxy.ask import Asker, Job, Upstreams
+from proxy.cache.memory import MemoryTier
 from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
-from proxy.core.freshness import Directives, directives
 from proxy.core.grace import StaleReason
-from proxy.core.heavy import Heavy
-from proxy.core.key import Secret, common_digest, item_keys
+from proxy.core.heavy import LARGE_BYTES, Heavy
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
-from proxy.core.plan import Adapter, NotStorable, Pass, PassReason, Read, Refusal, Verdict, Write
-from proxy.core.plan import Scope as ScopeName
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource, Routes, UpstreamReply
+from proxy.core.plan import NotStorable, Pass, PassReason, Refusal, Verdict, Write
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
@@ -54,6 +53,7 @@ from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.fetch import Fetcher
 from proxy.grace import Grace, Stale
 from proxy.negative import Negatives
+from proxy.planner import Planned, Planner
 
 # The client gets what the upstream says of it; asking once more would change nothing.
 _ERRORS = (Refusal.STATUS, Refusal.VENDOR_ERROR, Refusal.CREDENTIAL)
@@ -65,37 +65,35 @@ class Flow:
     def __init__(
         self,
         *,
-        routes: Routes,
+        planner: Planner,
         upstreams: Upstreams,
         asker: Asker,
         fetcher: Fetcher,
         grace: Grace,
         negatives: Negatives,
         callers: Callers,
+        memory: MemoryTier,
         voidable: VoidableTier,
         tasks: Tasks,
         modes: ModeSource,
-        purges: PurgeSource,
-        secret: Secret,
         max_key_body_bytes: int,
         max_answer_bytes: int,
         request_id: Callable[[], str],
         heavy: Heavy | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._routes = routes
+        self._planner = planner
         self._upstreams = upstreams
         self._asker = asker
         self._fetcher = fetcher
         self._grace = grace
         self._negatives = negatives
         self._callers = callers
+        self._memory = memory
         self._voidable = voidable
         self._tasks = tasks
         self._modes = modes
-        self._purges = purges
         self._heavy = heavy or Heavy()
-        self._secret = secret
         self._max_key_body_bytes = max_key_body_bytes
         self._max_answer_bytes = max_answer_bytes
         self._request_id = request_id
@@ -109,29 +107,42 @@ class Flow:
             ClientError: the request cannot be served as it is.
             UpstreamError: no answer could be had.
         """
-        adapter = self._routes(request.upstream, request.method, request.path)
-        if adapter is None:
+        route = self._planner.route(request)
+        if route is None:
             return await self._forward(request, body, outcome)
-        outcome.operation = adapter.operation_of(request.method, request.path)
-        write = adapter.write_of(request.method, request.path, request.headers)
-        if write is not None:
-            return await self._write(request, body, outcome, write)
+        outcome.operation = route.operation
+        if route.write is not None:
+            return await self._write(request, body, outcome, route.write)
         outcome.state = CacheState.BYPASS
-        mode = self._modes.mode(request.upstream, outcome.operation)
-        wishes = directives(request)
-        reason = _reason_to_pass(adapter, request, mode, wishes)
+        mode = self._modes.mode(request.upstream, route.operation)
+        reason = PassReason.BYPASS if mode is Mode.BYPASS else route.objection
         if reason is not None:
             return await self._forward(request, body, outcome, reason)
         content = await body.read(self._max_key_body_bytes)
         if content is None:
             return await self._forward(request, body, outcome, PassReason.BODY_TOO_LARGE)
-        request = dataclasses.replace(request, body=content)
-        plan = await self._heavy(len(content), adapter.plan, request)
-        if isinstance(plan, Pass):
-            return await self._forward(request, body, outcome, plan.reason)
+        request = request.with_body(content)
+        planned = await self._planner.plan(route, request)
+        if isinstance(planned, Pass):
+            return await self._forward(request, body, outcome, planned.reason)
         if mode is Mode.SHADOW:
-            return await self._shadow(await self._job(request, plan.plain or plan, wishes, outcome))
-        return await self._read(await self._job(request, plan, wishes, outcome))
+            plain = planned.plan.plain
+            return await self._shadow(
+                _job(request, planned if plain is None else await self._planner.keyed(route, request, plain), outcome)
+            )
+        answer = self._from_memory(planned, outcome)
+        if answer is None:
+            return await self._read(_job(request, planned, outcome))
+        answer.again = partial(self._again, planned)
+        return answer
+
+    def _again(self, planned: Planned, outcome: Outcome) -> Answer | None:
+        """See ``core.answer.Again``: for a request whose plan is known, as its bytes are those of another."""
+        route = planned.route
+        if self._modes.mode(route.upstream, route.operation) is not Mode.ON or not self._planner.is_current(planned):
+            return None
+        outcome.upstream, outcome.operation = route.upstream, route.operation
+        return self._from_memory(planned, outcome)
 
     # --- straight through ---------------------------------------------------------------------------------------------
 
@@ -167,7 +178,7 @@ class Flow:
 
     async def _written(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer | ProxyError:
         """The unit. Our errors are returned, as an exception of a task that nobody awaits any more would be lost."""
-        scopes, owner = self._scopes(request, write.scopes), self._callers.owner(request, write.credential)
+        scopes, owner = self._planner.scopes(request, write.scopes), self._callers.owner(request, write.credential)
 
         async def forward() -> tuple[Answer, Verdict]:
             reply = await self._upstreams.send(dataclasses.replace(request, body=None), outcome, body)
@@ -204,18 +215,24 @@ class Flow:
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    async def _job(self, request: Request, plan: Read, wishes: Directives, outcome: Outcome) -> Job:
-        """One key per item: deployment secret, purges, upstream, credential, all fields, and the item itself."""
-        origin = self._upstreams.transport_of(request).origin.encode()
-        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
-        common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
-        keys = await self._heavy(len(request.body or b""), item_keys, self._secret, common, plan.items)
-        outcome.items = len(keys)
-        owner = self._callers.owner(request, plan.credential)
-        return Job(request, plan, wishes, outcome, keys, owner, self._scopes(request, plan.scopes))
-
-    def _scopes(self, request: Request, names: Sequence[ScopeName]) -> tuple[bytes, ...]:
-        return tuple(self._callers.scope(request, name) for name in names)
+    def _from_memory(self, planned: Planned, outcome: Outcome) -> Answer | None:
+        """An answer out of memory alone; ``None``, with *outcome* as it was, if that cannot be."""
+        entries = None if planned.scopes else self._memory.all_of(planned.keys)
+        if entries is None or sum([len(entry.row.vector) for entry in entries]) >= LARGE_BYTES:
+            return None
+        now_unix_ms = self._now_unix_ms()
+        accept = planned.route.wishes.accept
+        for entry in entries:
+            if not accept(entry, now_unix_ms):
+                return None
+        if self._callers.mark(planned.owner, None, has_entries=True) is not None:
+            return None
+        outcome.state = CacheState.HIT
+        outcome.items = outcome.hits_memory = len(entries)
+        _tell_ages(outcome, entries, now_unix_ms)
+        rows = [entry.row for entry in entries]
+        self._sign(outcome, rows, entries)
+        return _ours(planned.plan.join(rows, outcome.request_id), outcome)
 
     async def _read(self, job: Job) -> Answer:
         """Look all items up at once; answer from what is there, or fetch what is missing."""
@@ -242,7 +259,7 @@ class Flow:
         outcome, entries, now_unix_ms = job.outcome, {**usable, **stale}, self._now_unix_ms()
         outcome.state, outcome.detail = CacheState.STALE, reason
         outcome.hits_redis += sum(key in stale for key in job.keys)
-        _tell_ages(outcome, entries, now_unix_ms)
+        _tell_ages(outcome, entries.values(), now_unix_ms)
         return await self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
 
     async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
@@ -260,17 +277,16 @@ class Flow:
 
     async def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
-        outcome = job.outcome
-        outcome.request_id = self._request_id()
-        outcome.origins = tuple(dict.fromkeys(rows[key].origin for key in job.keys if rows[key].origin))
-        outcome.tokens_saved += sum(
-            dict(from_cache[key].row.usage).get("total_tokens", 0) for key in job.keys if key in from_cache
-        )
         wanted = [rows[key] for key in job.keys]
+        self._sign(job.outcome, wanted, [from_cache[key] for key in job.keys if key in from_cache])
         size = sum(row.size for row in wanted)
-        text = await self._heavy(size, job.plan.join, wanted, outcome.request_id)
-        headers = ((b"Content-Type", b"application/json"), (b"X-Request-Id", outcome.request_id.encode("ascii")))
-        return Answer(200, "OK", headers, text)
+        return _ours(await self._heavy(size, job.plan.join, wanted, job.outcome.request_id), job.outcome)
+
+    def _sign(self, outcome: Outcome, rows: Sequence[Row], from_cache: Sequence[Entry]) -> None:
+        """Give an answer made of *rows* an id, and tell whose they were and what it saves."""
+        outcome.request_id = self._request_id()
+        outcome.origins = tuple(dict.fromkeys([row.origin for row in rows if row.origin]))
+        outcome.tokens_saved += sum([entry.row.total_tokens for entry in from_cache])
 
     # --- from the upstream --------------------------------------------------------------------------------------------
 
@@ -339,13 +355,9 @@ def _let_go(unit: "asyncio.Task[Answer | ProxyError]") -> None:
         answer.close()
 
 
-def _reason_to_pass(adapter: Adapter, request: Request, mode: Mode, wishes: Directives) -> PassReason | None:
-    """Why a request of ours is not looked up, as far as it can be told before its body is read."""
-    if mode is Mode.BYPASS:
-        return PassReason.BYPASS
-    if wishes.no_store:
-        return PassReason.NO_STORE
-    return adapter.precheck(request)
+def _job(request: Request, planned: Planned, outcome: Outcome) -> Job:
+    outcome.items = len(planned.keys)
+    return Job(request, planned.plan, planned.route.wishes, outcome, planned.keys, planned.owner, planned.scopes)
 
 
 def _count_hits(
@@ -354,9 +366,16 @@ def _count_hits(
     outcome.hits_memory = sum(key in from_memory for key in keys if key in usable)
     outcome.hits_redis = sum(key in usable for key in keys) - outcome.hits_memory
     if usable:
-        _tell_ages(outcome, usable, now_unix_ms)
+        _tell_ages(outcome, usable.values(), now_unix_ms)
 
 
-def _tell_ages(outcome: Outcome, entries: Mapping[bytes, Entry], now_unix_ms: int) -> None:
-    outcome.age_s = max(entry.age_ms(now_unix_ms) for entry in entries.values()) // 1000
-    outcome.ttl_s = min(entry.remaining_ms(now_unix_ms) for entry in entries.values()) // 1000
+def _tell_ages(outcome: Outcome, entries: Collection[Entry], now_unix_ms: int) -> None:
+    ages_ms = [entry.age_ms(now_unix_ms) for entry in entries]
+    outcome.age_s = max(ages_ms) // 1000
+    outcome.ttl_s = min([entry.ttl_ms - age_ms for entry, age_ms in zip(entries, ages_ms, strict=True)]) // 1000
+
+
+def _ours(text: bytes, outcome: Outcome) -> Answer:
+    """An answer of ours in the vendor's form."""
+    headers = ((b"Content-Type", b"application/json"), (b"X-Request-Id", outcome.request_id.encode("ascii")))
+    return Answer(200, "OK", headers, text)

@@ -211,6 +211,8 @@ class Memory(Section):
     max_age_s: float = Field(60.0, ge=0)
     """How long a row may be served without asking Redis again: the most by which it can outlive what
     other workers and replicas learn: that Redis has lost it, or that the vendor has refused its credential."""
+    fast_lane: bool = True
+    """Whether a request that is byte for byte one answered from this tier before is answered without parsing it."""
 
 
 class Lifetimes(Section):
@@ -294,6 +296,9 @@ class Log(Section):
     """``auto``: JSON unless standard error is a terminal."""
     requests: bool = True
     """One line per request."""
+    hits_singly: int = Field(100, ge=0)
+    """Hits in a second, per worker, that have a line each; what comes beyond shares one, a few times a second. Counters
+    count every one of them either way."""
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:

@@ -1,6 +1,6 @@
 """The nearest tier: entries inside one worker, bounded in bytes, each for a short time only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cachetools import TLRUCache
 
@@ -30,6 +30,13 @@ class MemoryTier:
         """The entry under *key*, if it is held and its time here is not over."""
         held = self._entries.get(key)
         return held[0] if held is not None else None
+
+    def all_of(self, keys: Iterable[bytes]) -> list[Entry] | None:
+        """The entries under *keys*, in order, if all are held."""
+        try:
+            return [self._entries[key][0] for key in keys]
+        except KeyError:
+            return None
 
     def put(self, key: bytes, entry: Entry, remaining_ms: int) -> None:
         """Hold *entry* for its *remaining_ms*, at most for the tier's age limit; too large ones are not held."""

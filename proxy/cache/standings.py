@@ -44,9 +44,12 @@ class Standings:
 
         *shared* is its standing in Redis, as far as that was asked; *has_entries*: something was found.
         """
-        if has_entries or shared is not None:
-            self._known.setdefault(owner, None)
-        mark = self._known.get(owner)
+        try:
+            mark = self._known[owner]
+        except KeyError:
+            mark = None
+            if has_entries or shared is not None:
+                self._known[owner] = None
         # Anybody could have written there: what can be no mark of ours is none.
         if mark is None and shared is not None and len(shared) == _MARK_BYTES:
             mark = self._known[owner] = shared

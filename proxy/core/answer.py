@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from proxy.core.grpc_status import GrpcStatus
+from proxy.core.outcome import Outcome
 from proxy.core.request import HeaderLines
 
 
@@ -40,6 +41,14 @@ def nothing() -> None:
     """What there is to do after an answer that leaves nothing to do."""
 
 
+Again = Callable[[Outcome], "Answer | None"]
+"""
+Another answer to the same request, its body at hand, and how it came about; ``None``: it has to go the whole way.
+
+Does not wait, and answers anew each time: an id, a date and an age of its own, by the modes and purges of the moment.
+"""
+
+
 @dataclass(slots=True)
 class Answer:
     """
@@ -56,6 +65,8 @@ class Answer:
     length: int | None = None
     after: Callable[[], None] = field(default=nothing)
     grpc_status: GrpcStatus | None = None
+    again: Again | None = None
+    """What answers the very same request next time; ``None``: it has to go the whole way."""
 
     def close(self) -> None:
         """Let go of a body that nobody will read."""

@@ -41,7 +41,7 @@ def cache_status(outcome: Outcome) -> str:
 
 def header_lines(outcome: Outcome) -> HeaderLines:
     """The lines that tell a client how its answer came about; none for answers that are not ours to cache."""
-    if outcome.state in (CacheState.PASS, CacheState.WRITE, CacheState.REFUSED):
+    if outcome.state in _NOT_OURS:
         return ()
     lines = [(b"Cache-Status", cache_status(outcome).encode("ascii"))]
     if outcome.items:
@@ -53,4 +53,5 @@ def header_lines(outcome: Outcome) -> HeaderLines:
     return tuple(lines)
 
 
+_NOT_OURS = frozenset({CacheState.PASS, CacheState.WRITE, CacheState.REFUSED})
 _MAX_ORIGINS = 25  # the largest batch a vendor takes in one call

@@ -74,6 +74,9 @@ class Routes(Protocol):
     def credential(self, request: Request) -> bytes:
         """Who is asking, as a part of a key: the same for every request of that caller, cached or not."""
 
+    def decisive(self, lines: HeaderLines) -> HeaderLines:
+        """Those of *lines* that decide what a request means; requests that differ in others only mean the same."""
+
 
 TransportOf = Callable[[Request], Transport]
 """The way on for a request: over its own protocol, to its upstream."""

@@ -1,5 +1,6 @@
 """The plain request that every part of the proxy looks at, and the few header rules that need no vendor."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 HeaderLines = tuple[tuple[bytes, bytes], ...]
@@ -52,6 +53,10 @@ class Request:
     is_again: bool = False
     """A kept connection closed under it: this time it goes over one of its own, as the next may be closing too."""
 
+    def with_body(self, body: bytes) -> "Request":
+        """The same request, its *body* read whole; much cheaper than ``dataclasses.replace``."""
+        return Request(self.method, self.target, self.headers, self.upstream, body, self.timeout_s, self.is_again)
+
     @property
     def is_grpc(self) -> bool:
         """Whether it came as a gRPC call and has to go on as one."""
@@ -82,13 +87,20 @@ def end_to_end(headers: HeaderLines) -> HeaderLines:
 
     Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
     """
-    named = {
-        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
-    } - _NEVER_NAMED
-    return tuple(line for line in headers if not _is_hop_by_hop(low := line[0].lower()) and low not in named)
+    ending = ending_here(headers)
+    return tuple([line for line in headers if line[0].lower() not in ending])
 
 
-def _is_hop_by_hop(name: bytes) -> bool:
+def ending_here(headers: HeaderLines) -> Collection[bytes]:
+    """The names (lower case) of lines that are not passed on where *headers* are among the lines."""
+    names = {name.lower() for name, _ in headers}
+    said = b",".join([value for name, value in headers if name.lower() == b"connection"])
+    named = {token.strip().lower() for token in said.split(b",")} - _NEVER_NAMED
+    return named.union(filter(is_hop_by_hop, names))
+
+
+def is_hop_by_hop(name: bytes) -> bool:
+    """Whether lines of this *name* (lower case) end at the proxy."""
     return name in HOP_BY_HOP or name.startswith(_HOP_BY_HOP_PREFIX)
 
 

@@ -30,6 +30,8 @@ class IncomingBody:
         """The whole body, or ``None`` when it is longer than *limit*; ``pieces`` still gives all of it."""
         if self.length is not None and self.length > limit:
             return None
+        if self._asked_to_continue and self._raw.content.is_eof() and self._raw.content.exception() is None:
+            return self._all_of(self._raw.content.read_nowait(), limit)
         size = 0
         async for piece in self._arriving():
             self._taken.append(piece)
@@ -39,6 +41,12 @@ class IncomingBody:
         content = b"".join(self._taken)
         self._taken = [content]
         return content
+
+    def _all_of(self, content: bytes, limit: int) -> bytes | None:
+        """What was there when it was asked for, which is all."""
+        self._taken = [content]
+        self.received_bytes = len(content)
+        return content if len(content) <= limit else None
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """All of the body: first what was already read, then the rest as it arrives."""

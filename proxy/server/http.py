@@ -12,11 +12,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiohttp import EMPTY_PAYLOAD, StreamReader, web
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
-from proxy.core.answer import Answer
+from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
@@ -24,11 +23,13 @@ from proxy.core.request import HeaderLines
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
+from proxy.server.connection import Connection
 from proxy.server.intake import Intake, wants_websocket
+from proxy.server.lane import Lane
 from proxy.server.leaving import SETTLE_S, let_nobody_in, until
-from proxy.server.watch import Clients, Watch
+from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
-from proxy.server.wire import Written, abort, closing_bytes, write_answer
+from proxy.server.wire import Written, abort, closing_bytes, whole, write_answer
 
 ErrorBody = Callable[[str, str, str, str], bytes]
 """Path, code, message and request id to a body in the vendor's shape."""
@@ -85,7 +86,7 @@ class Front:
             return _broken_off(raw)  # aiohttp would take the error for a fault of the handler's
         finally:
             self.running -= 1
-            if outcome.client_gone and isinstance(raw.protocol, _Connection) and raw.protocol.watch.gave_up:
+            if outcome.client_gone and isinstance(raw.protocol, Connection) and raw.protocol.watch.gave_up:
                 outcome.detail = raw.protocol.watch.gave_up
             outcome.bytes_in = body.received_bytes
             outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
@@ -134,7 +135,24 @@ class Front:
             )
         finally:
             answer.after()  # what was paid for is kept, also when the client has gone meanwhile
+        if answer.again is not None and written.keep_alive and isinstance(raw.protocol, Connection):
+            raw.protocol.learn(raw, answer.again)
         return written
+
+    def answer_at_once(self, again: Again, request: bytes, transport: asyncio.WriteTransport) -> bool:
+        """Whether *again* has answered these bytes, one whole request, as ``handle`` would have."""
+        outcome = Outcome(started_s=self._clock.monotonic())
+        answer = again(outcome)
+        if answer is None:
+            return False
+        outcome.status = answer.status
+        head, content = whole(answer, self._own_lines(outcome))
+        transport.write(head + content)
+        outcome.bytes_out = len(content)
+        outcome.bytes_in = len(request) - request.index(b"\r\n\r\n") - 4
+        outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
+        self._observer.observe(outcome)
+        return True
 
     def _own_lines(self, outcome: Outcome) -> HeaderLines:
         if self._cache_status_on_pass and outcome.state is CacheState.PASS:
@@ -153,7 +171,7 @@ class Front:
             return _broken_off(raw)
         if body.fault is not None:
             error = body.fault  # others only report that the body did not come
-        if error.code is ErrorCode.REQUEST_TIMEOUT and isinstance(raw.protocol, _Connection):
+        if error.code is ErrorCode.REQUEST_TIMEOUT and isinstance(raw.protocol, Connection):
             raw.protocol.hang_up()
         outcome.state, outcome.detail = CacheState.REFUSED, error.code
         outcome.request_id = str(uuid.uuid4())  # the same in the answer and in the log
@@ -194,13 +212,21 @@ class DataServer(web.Server):
     """aiohttp's low-level server, set up for a proxy: nothing decoded, nothing added, a leaving client cancels."""
 
     def __init__(
-        self, front: Front, intake: Intake, *, header_bytes: int, header_lines: int, keepalive_s: float
+        self,
+        front: Front,
+        intake: Intake,
+        *,
+        header_bytes: int,
+        header_lines: int,
+        keepalive_s: float,
+        lane: Lane | None = None,
     ) -> None:
         async def handle(raw: web.BaseRequest) -> web.StreamResponse:
             return await front.handle(raw, intake)
 
         super().__init__(handle, handler_cancellation=True)
-        self.open: set[_Connection] = set()
+        self.open: set[Connection] = set()
+        self.lane = lane
         self._front = front
         self._protocol_options: dict[str, Any] = {
             "auto_decompress": False,
@@ -223,7 +249,7 @@ class DataServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         """One connection."""
-        return _Connection(self, self._front, **self._protocol_options)
+        return Connection(self, self, self._front, **self._protocol_options)
 
 
 class HttpPort(web.ServerRunner):
@@ -271,103 +297,6 @@ class HttpPort(web.ServerRunner):
 _BACKLOG = 1024
 _FIRST_REQUEST_S = 1.0
 
-
-class _Connection(RequestHandler):
-    """aiohttp's connection with a watch, and with our text for what its parser refuses."""
-
-    __slots__ = ("_body", "_front", "_server", "has_asked", "watch")
-
-    def __init__(self, server: DataServer, front: Front, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self._server = server
-        self._front = front
-        self._body: StreamReader = EMPTY_PAYLOAD
-        self.has_asked = False
-        self.watch: Watch
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        line: Any = transport
-        if self._front.clients.has_room(line, self._front.no_room):
-            super().connection_made(transport)
-            self.watch = Watch(line, self._front.clients)
-            self._server.open.add(self)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Called by the event loop, when everything that was written has left or cannot."""
-        self._server.open.discard(self)
-        self.watch.end()
-        super().connection_lost(exc)
-
-    def resume_writing(self) -> None:
-        """Called by the event loop."""
-        self.watch.wrote()
-        super().resume_writing()
-
-    def hang_up(self) -> None:
-        """Close after this answer without waiting for the rest of the request, which does not come."""
-        self._lingering_time = 0.0
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        super().data_received(data)
-        if not self._messages:
-            if self._waiter is not None and data:
-                self.watch.head_begins()
-            return
-        self.has_asked = True
-        self.watch.head_ends()
-        message, body = self._messages[-1]
-        if not isinstance(message, _ErrInfo):
-            self._body = body
-        elif not self._body.is_eof():
-            # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
-            self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
-
-    def log_exception(self, *given: object, **named: Any) -> None:  # noqa: ANN401  as aiohttp declares it
-        """Called by aiohttp, which reads on behind an answer: a body that is broken there is the client's fault."""
-        if not isinstance(named.get("exc_info"), web.RequestPayloadError):
-            super().log_exception(*given, **named)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002  aiohttp's own
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  may quote what the client sent
-    ) -> web.StreamResponse:
-        """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
-        too_large = isinstance(exc, LineTooLong) or _TOO_MANY in str(exc)
-        status = 431 if too_large else status
-        code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
-        text = "the header is too large" if too_large else "this is not a valid HTTP request"
-        answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
-        self._front.refused_by_parser(status, code)
-        return _ParserRefusal(answer)
-
-
-class _ParserRefusal(web.StreamResponse):
-    """Written when aiohttp asks for it, as the parser's errors bypass our handler."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self._answer = answer
-
-    @property
-    def keep_alive(self) -> bool:
-        """Never."""
-        return False
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Write head and body."""
-        await write_answer(request, self._answer, (), keep_alive=False)
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to do."""
-
-
-_TOO_MANY = "Too many headers"
-"""How aiohttp's parser, which has no class for it, complains of more lines than are allowed."""
 
 _REASONS = {
     400: "Bad Request",

@@ -5,12 +5,13 @@ The parser has refused malformed framing, missing Host, spaces and raw UTF-8 in 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion, hdrs, web
+from cachetools import LRUCache
 
-from proxy.core.request import HeaderLines, Request, end_to_end, list_items
+from proxy.core.request import HeaderLines, Request, end_to_end, ending_here, list_items
 from proxy.errors import ClientError, ErrorCode
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
@@ -21,17 +22,38 @@ UpstreamOf = Callable[[str, str, HeaderLines], str]
 """Host (without port), path and headers to the upstream's name. Raises ClientError."""
 
 
+_MAX_KNOWN = 1_024
+_MAX_HEAD_BYTES = 4 * 1024
+
+
 @dataclass(frozen=True, slots=True)
+class _Admitted:
+    """What the checks found in a head's decisive lines, and would find in them again."""
+
+    target: str
+    upstream: str
+    ending: Collection[bytes]
+    """Names (lower case) of lines that end here."""
+
+
 class Intake:
     """
     Turns what aiohttp parsed into a plain request.
 
-    ``upstream_of`` chooses the upstream; ``own_names`` are the authorities (host, or host:port) under which clients may
-    address this proxy in absolute form.
+    *upstream_of* chooses the upstream; *own_names* are the authorities (host, or host:port) under which clients may
+    address this proxy in absolute form; *decisive* picks the lines that can matter to both, or to whoever keys.
     """
 
-    upstream_of: UpstreamOf
-    own_names: frozenset[str]
+    def __init__(
+        self,
+        upstream_of: UpstreamOf,
+        own_names: frozenset[str],
+        decisive: Callable[[HeaderLines], HeaderLines] = lambda lines: lines,
+    ) -> None:
+        self._upstream_of = upstream_of
+        self._own_names = own_names
+        self._decisive = decisive
+        self._known: LRUCache[tuple[str, str, HttpVersion, HeaderLines], _Admitted] = LRUCache(_MAX_KNOWN)
 
     def request(self, raw: web.BaseRequest) -> Request:
         """
@@ -40,14 +62,27 @@ class Intake:
         Raises:
             ClientError: see the table in ``docs/architecture.md``, "What is refused at the door".
         """
+        lines = raw.raw_headers
+        head = (raw.method, raw.raw_path, raw.version, self._decisive(lines))
+        try:
+            admitted = self._known[head]
+        except KeyError:
+            admitted = self._admitted(raw)
+            if len(raw.raw_path) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
+                self._known[head] = admitted
+        ending = admitted.ending
+        headers = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines
+        return Request(raw.method, admitted.target, headers, admitted.upstream)
+
+    def _admitted(self, raw: web.BaseRequest) -> _Admitted:
         _check_framing(raw)
         host = raw.headers.get(hdrs.HOST, "")
         authority, target = self._split(raw.raw_path)
         if not _HOST.fullmatch(host) and not (raw.version < (1, 1) and hdrs.HOST not in raw.headers):
             raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
         headers = end_to_end(raw.raw_headers)
-        upstream = self.upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
-        return Request(raw.method, target, headers, upstream)
+        upstream = self._upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
+        return _Admitted(target, upstream, ending_here(raw.raw_headers))
 
     def _split(self, target: str) -> tuple[str, str]:
         """
@@ -61,7 +96,7 @@ class Intake:
             return "", target
         scheme, separator, rest = target.partition("://")
         authority, slash, path = rest.partition("/")
-        if separator and scheme.lower() in ("http", "https") and authority.lower() in self.own_names:
+        if separator and scheme.lower() in ("http", "https") and authority.lower() in self._own_names:
             return authority, slash + path or "/"
         raise ClientError(ErrorCode.BAD_REQUEST, "this proxy forwards to its configured upstreams only")
 
@@ -90,9 +125,6 @@ def _without_port(host: str) -> str:
 
 def wants_websocket(raw: web.BaseRequest) -> bool:
     """Whether the client asks to upgrade to WebSocket (RFC 6455 §4.1); any other upgrade is served as plain HTTP."""
-    connection = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"connection"))
-    return (
-        raw.method == hdrs.METH_GET
-        and raw.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
-        and "upgrade" in connection
-    )
+    if raw.method != hdrs.METH_GET or raw.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
+        return False
+    return "upgrade" in list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"connection"))

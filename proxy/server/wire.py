@@ -7,8 +7,8 @@ response object that aiohttp wants back is an empty one.
 
 import socket
 import struct
-from datetime import UTC, datetime
-from email.utils import format_datetime
+import time
+from email.utils import formatdate
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -71,20 +71,49 @@ async def write_answer(
     return Written(keep_alive=keep_alive), sent
 
 
+def whole(answer: Answer, extra: HeaderLines) -> tuple[bytes, bytes]:
+    """Head and body of an *answer* that is at hand, with the *extra* lines, where HTTP/1.1 goes on after it."""
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    return _head(answer, (*extra, (b"Content-Length", b"%d" % len(body)))), body
+
+
 def closing_bytes(answer: Answer) -> bytes:
     """A short *answer* for who has not asked yet, after which the connection ends."""
-    body = answer.body if isinstance(answer.body, bytes) else b""
-    return _head(answer, ((b"Content-Length", b"%d" % len(body)), (b"Connection", b"close"))) + body
+    return b"".join(whole(answer, ((b"Connection", b"close"),)))
 
 
 def _head(answer: Answer, added: HeaderLines) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason.encode("utf-8", "surrogateescape"))]
-    framed = {b"content-length", b"transfer-encoding"}
-    lines += [b"%b: %b" % line for line in answer.headers if line[0].lower() not in framed]
-    if not any(name.lower() == b"date" for name, _ in answer.headers):
-        lines.append(b"Date: " + format_datetime(datetime.now(UTC), usegmt=True).encode("ascii"))  # RFC 9110 §6.6.1
+    has_date = False
+    for line in answer.headers:
+        low = line[0].lower()
+        if low not in _FRAMED:
+            lines.append(b"%b: %b" % line)
+            has_date = has_date or low == b"date"
+    if not has_date:
+        lines.append(_DATE.line())
     lines += [b"%b: %b" % line for line in added]
     return b"\r\n".join((*lines, b"", b""))
+
+
+class _Date:
+    """The line that every answer has (RFC 9110 §6.6.1), spelled once a second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._line = b""
+
+    def line(self) -> bytes:
+        """It, for now."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._line = b"Date: " + formatdate(second, usegmt=True).encode("ascii")
+        return self._line
+
+
+_DATE = _Date()
+_FRAMED = frozenset({b"content-length", b"transfer-encoding"})
 
 
 def _framing(answer: Answer, length: int | None, *, is_chunked: bool) -> HeaderLines:

@@ -53,9 +53,38 @@ NO_EFFECT_PREFIXES = (
     b"x-stainless-",  # the retry count changes on each retry
 )
 
+_READ_ON_THE_WAY = frozenset({b"accept-encoding", b"cache-control", b"content-type", b"host", b"pragma"})
+"""Without effect on an answer, but not on what becomes of a request."""
+
+_IDLE_PREFIXES = NO_EFFECT_PREFIXES
+_MAX_SPELLINGS, _LONGEST_NAME = 1_000, 64
+
 _JSON_RANGE = re.compile(
     r"(application/json|application/\*|\*/\*)(\s*;\s*charset=utf-?8)?(\s*;\s*q=(?!0\.?0*$)[01](\.\d{0,3})?)?"
 )
+
+
+class _Idle(dict[bytes, bool]):
+    """Whether lines of a name, as it is spelled, say nothing to anybody here; worked out once for each spelling."""
+
+    def __missing__(self, name: bytes) -> bool:
+        low = name.lower()
+        is_idle = (low in NO_EFFECT and low not in _READ_ON_THE_WAY) or low.startswith(_IDLE_PREFIXES)
+        if len(self) < _MAX_SPELLINGS and len(name) <= _LONGEST_NAME:
+            self[name] = is_idle
+        return is_idle
+
+
+_idle = _Idle()
+
+
+def decisive(lines: HeaderLines) -> HeaderLines:
+    """
+    Those of *lines* that decide what a request means: which upstream, which operation, keyed or not, under which key.
+
+    Requests that differ in other lines only (ids, tracing, user agents) mean the same.
+    """
+    return tuple([line for line in lines if not _idle[line[0]]])
 
 
 def credential(lines: HeaderLines, names: tuple[bytes, ...]) -> bytes:

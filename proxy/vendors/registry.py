@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from proxy.core.plan import Adapter
-from proxy.core.request import Request
+from proxy.core.request import HeaderLines, Request
 from proxy.vendors import dashscope, dashvector, headers
 from proxy.vendors.dashvector_grpc import DashVectorGrpc
 from proxy.vendors.dashvector_http import DashVectorHttp
@@ -56,3 +56,7 @@ class Adapters:
     def credential(self, request: Request) -> bytes:
         """See ``core.ports.Routes``."""
         return headers.credential(request.headers, self._credentials[request.upstream])
+
+    def decisive(self, lines: HeaderLines) -> HeaderLines:
+        """See ``core.ports.Routes``."""
+        return headers.decisive(lines)

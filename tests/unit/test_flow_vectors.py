@@ -16,6 +16,7 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.leases import Leases
+from proxy.cache.memory import MemoryTier
 from proxy.cache.standings import Standings
 from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
@@ -35,6 +36,7 @@ from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
+from proxy.planner import Planner
 from proxy.server.http import Front
 from proxy.vendors.dashvector_grpc import SERVICE
 from proxy.vendors.registry import Adapters
@@ -200,19 +202,25 @@ class Rig:
             max_refreshes=10,
             monotonic=self.clock.monotonic,
         )
-        self.flow = Flow(
+        planner = Planner(
             routes=routes,
+            callers=callers,
+            transport_of=upstreams.transport_of,
+            purges=NO_MARKS,
+            secret=SECRET,
+        )
+        self.flow = Flow(
+            planner=planner,
             upstreams=upstreams,
             asker=asker,
             fetcher=fetcher,
             grace=grace,
             negatives=Negatives({}, self.clock.monotonic),
             callers=callers,
+            memory=MemoryTier(0, 0.0, self.clock.monotonic),
             voidable=self.voidable,
             tasks=self.tasks,
             modes=self.quiet,
-            purges=NO_MARKS,
-            secret=SECRET,
             max_key_body_bytes=100_000,
             max_answer_bytes=MAX_ANSWER,
             request_id=lambda: f"ours-{next(ids)}",

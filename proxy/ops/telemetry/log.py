@@ -1,17 +1,18 @@
 """
 What the serving side tells of itself: every Outcome and every piece of telemetry becomes counters and log lines.
 
-One line per request, one per change of the breaker, one per failure in the background; never a text, a vector, a path,
-a header or a key.
+One line per request (above a rate, one for several hits), one per change of the breaker, one per failure in the
+background; never a text, a vector, a path, a header or a key.
 """
 
 import re
 from typing import Any, Self
 
-from proxy.core.outcome import Outcome
+from proxy.core.outcome import CacheState, Outcome
 from proxy.ops.telemetry import labels
+from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
-from proxy.ops.telemetry.metrics import Metrics
+from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
 from proxy.settings import Settings
 
 # The vendor's id can be any text; only what looks like an id is written down.
@@ -21,21 +22,37 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 class Observer:
     """Implements ``core.telemetry.Telemetry``; ``observe`` takes each finished request. Never raises, never waits."""
 
-    def __init__(self, metrics: Metrics, *, log_requests: bool) -> None:
+    def __init__(self, metrics: Metrics, *, log_requests: bool, hits_singly: int = 100) -> None:
         self._metrics = metrics
         self._log_requests = log_requests
+        self._hits = Hits(singly=hits_singly, bounds=REQUEST_BUCKETS, tell=self._tell_hits)
         self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The observer of a worker; the log is configured, and the folder for metrics is set."""
-        return cls(Metrics(labels.upstream_names(settings)), log_requests=settings.log.requests)
+        return cls(
+            Metrics(labels.upstream_names(settings)),
+            log_requests=settings.log.requests,
+            hits_singly=settings.log.hits_singly,
+        )
 
     def observe(self, outcome: Outcome) -> None:
-        """Count *outcome* and write its line."""
+        """Count *outcome* and write its line; of many hits in a moment, some are told of together."""
+        if self._hits.take(outcome):
+            return
         self._metrics.observe(outcome)
         if self._log_requests:
             self._log.info("request", **request_fields(outcome))
+
+    def close(self) -> None:
+        """Tell of what is not told yet."""
+        self._hits.tell_all()
+
+    def _tell_hits(self, hits: HitSum) -> None:
+        self._metrics.add_hits(hits)
+        if self._log_requests:
+            self._log.info("hits", **hit_fields(hits))
 
     def memory(self, entries: int, size_bytes: int) -> None:
         """What this worker's memory tier holds now; to be told from time to time."""
@@ -102,6 +119,22 @@ class Observer:
         """See Telemetry."""
         self._metrics.background_failed(error)
         self._log.error("background_failed", **error_fields(error))
+
+
+def hit_fields(hits: HitSum) -> dict[str, Any]:
+    """The fields of the one line of several hits; names as in ``request_fields``, times the longest and the mean."""
+    return {
+        "operation": hits.operation,
+        "upstream": hits.upstream,
+        "state": CacheState.HIT.value,
+        "requests": hits.requests,
+        "hits_memory": hits.hits_memory,
+        "hits_redis": hits.hits_redis,
+        "mean_ms": round(hits.total_ms / hits.requests, 3),
+        "max_ms": round(hits.max_ms, 3),
+        "bytes_in": hits.bytes_in,
+        "bytes_out": hits.bytes_out,
+    }
 
 
 def request_fields(outcome: Outcome) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""
+What a request means: its route, its plan, its keys; told from its bytes alone, and therefore remembered.
+
+Equal bytes mean the same as long as the worker lives; of what may change meanwhile (purges) a plan says under which it
+was keyed, and is keyed anew under others. Nothing here looks into a tier or asks anybody.
+"""
+
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from proxy.callers import Callers
+from proxy.core.freshness import Directives, directives
+from proxy.core.heavy import Heavy
+from proxy.core.key import Secret, common_digest, item_keys
+from proxy.core.plan import Adapter, Pass, PassReason, Read, Write
+from proxy.core.plan import Scope as ScopeName
+from proxy.core.ports import PurgeSource, Routes, TransportOf
+from proxy.core.request import HeaderLines, Request
+
+_MAX_ROUTES = 1_024
+_MAX_BYTES = 8 << 20
+_MAX_BODY_BYTES = 16 * 1024
+"""Longer bodies are planned each time: hashing and sending their answers costs more than planning."""
+_MAX_HEAD_BYTES = 4 * 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """What a request's head says; one object for all whose decisive lines are equal, and compared as such."""
+
+    adapter: Adapter
+    upstream: str
+    operation: str
+    write: Write | None
+    wishes: Directives
+    objection: PassReason | None
+    """Why it is not looked up, as far as the head tells."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """A planned read with its keys, in the client's order."""
+
+    route: Route
+    plan: Read
+    keys: tuple[bytes, ...]
+    owner: bytes
+    """Whose answer it will be, as a keyed hash."""
+    scopes: tuple[bytes, ...]
+    purges: tuple[bytes, ...]
+    """The tokens that the keys were made with."""
+    size: int
+    """Bytes that it takes, about."""
+
+
+class Planner:
+    """One per worker; what it remembers is bounded in bytes."""
+
+    def __init__(
+        self,
+        *,
+        routes: Routes,
+        callers: Callers,
+        transport_of: TransportOf,
+        purges: PurgeSource,
+        secret: Secret,
+        heavy: Heavy | None = None,
+    ) -> None:
+        self._routes = routes
+        self._callers = callers
+        self._transport_of = transport_of
+        self._purges = purges
+        self._secret = secret
+        self._heavy = heavy or Heavy()
+        self._known_routes: LRUCache[tuple[str, str, str, HeaderLines], Route | None] = LRUCache(_MAX_ROUTES)
+        self._planned: LRUCache[tuple[Route, bytes], Planned] = LRUCache(_MAX_BYTES, lambda planned: planned.size)
+
+    def route(self, request: Request) -> Route | None:
+        """What its head says; ``None`` for what only passes through."""
+        head = (request.upstream, request.method, request.target, self._routes.decisive(request.headers))
+        try:
+            return self._known_routes[head]
+        except KeyError:
+            route = self._route(request)
+            if len(request.target) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
+                self._known_routes[head] = route
+            return route
+
+    async def plan(self, route: Route, request: Request) -> Planned | Pass:
+        """The plan and the keys of *request*, whose body is there; or why it is passed."""
+        body = request.body or b""
+        planned = self._planned.get((route, body)) if len(body) <= _MAX_BODY_BYTES else None
+        if planned is None:
+            return await self._new(route, request, body)
+        return planned if self.is_current(planned) else await self.keyed(route, request, planned.plan)
+
+    async def keyed(self, route: Route, request: Request, plan: Read) -> Planned:
+        """*plan* with one key per item: deployment secret, purges, upstream, credential, all fields, and the item."""
+        origin = self._transport_of(request).origin.encode()
+        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
+        common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
+        body_bytes = len(request.body or b"")
+        keys = await self._heavy(body_bytes, item_keys, self._secret, common, plan.items)
+        owner = self._callers.owner(request, plan.credential)
+        size = 3_000 + 6 * body_bytes + 200 * len(keys)
+        return Planned(route, plan, keys, owner, self.scopes(request, plan.scopes), purges, size)
+
+    def is_current(self, planned: Planned) -> bool:
+        """Whether no purge has come since *planned* was keyed."""
+        plan = planned.plan
+        return planned.purges == self._purges.tokens_for(
+            planned.route.upstream, plan.operation, plan.model, plan.scopes
+        )
+
+    def scopes(self, request: Request, names: "tuple[ScopeName, ...]") -> tuple[bytes, ...]:
+        """What the answer to *request* hangs on, or what it makes stale, as Redis may see it."""
+        return tuple(self._callers.scope(request, name) for name in names)
+
+    def _route(self, request: Request) -> Route | None:
+        adapter = self._routes(request.upstream, request.method, request.path)
+        if adapter is None:
+            return None
+        operation = adapter.operation_of(request.method, request.path)
+        write = adapter.write_of(request.method, request.path, request.headers)
+        wishes = directives(request)
+        objection = PassReason.NO_STORE if wishes.no_store else adapter.precheck(request) if write is None else None
+        return Route(adapter, request.upstream, operation, write, wishes, objection)
+
+    async def _new(self, route: Route, request: Request, body: bytes) -> Planned | Pass:
+        plan = await self._heavy(len(body), route.adapter.plan, request)
+        if isinstance(plan, Pass):
+            return plan
+        planned = await self.keyed(route, request, plan)
+        if len(body) <= _MAX_BODY_BYTES:
+            self._planned[route, body] = planned
+        return planned

@@ -1,0 +1,201 @@
+"""One client's connection on an HTTP data port: aiohttp's, with a watch, a fast lane and our own refusals."""
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from proxy.core.answer import Again, Answer
+from proxy.errors import ErrorCode
+from proxy.server.lane import HOLD_S, Boundary, Lane
+from proxy.server.watch import Watch
+from proxy.server.wire import write_answer
+
+if TYPE_CHECKING:
+    from proxy.server.http import Front
+
+
+class Port(Protocol):
+    """The port that a connection came to."""
+
+    open: "set[Connection]"
+    lane: Lane | None
+
+
+class Connection(RequestHandler):
+    """
+    What the event loop calls. Open ``data_received`` first.
+
+    A held-back head is nobody's yet: whatever comes next, or the end of a moment, hands it to the parser.
+    """
+
+    __slots__ = ("_body", "_boundary", "_front", "_held", "_holding", "_port", "has_asked", "watch")
+
+    def __init__(self, server: web.Server, port: Port, front: "Front", **options: Any) -> None:  # noqa: ANN401  aiohttp's options
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._port = port
+        self._front = front
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._boundary = Boundary()
+        self._held = b""
+        self._holding: asyncio.TimerHandle | None = None
+        self.has_asked = False
+        self.watch: Watch
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        line: Any = transport
+        if self._front.clients.has_room(line, self._front.no_room):
+            super().connection_made(transport)
+            self.watch = Watch(line, self._front.clients)
+            self._port.open.add(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop, when everything that was written has left or cannot."""
+        self._let_go()
+        self._port.open.discard(self)
+        self.watch.end()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self.watch.wrote()
+        super().resume_writing()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called by aiohttp whenever a body was read, mostly with nothing to resume: no need to try the parser then."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def hang_up(self) -> None:
+        """Close after this answer without waiting for the rest of the request, which does not come."""
+        self._lingering_time = 0.0
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop: an answer at once, a head held back, or work for the parser."""
+        held = self._let_go()
+        if held:
+            data = held + data
+        lane = self._port.lane
+        if lane is not None and self._may_answer_at_once():
+            again = lane.find(data)
+            if again is not None:
+                if self._answer_at_once(again, data):
+                    return
+            elif not held and lane.is_head(data):
+                self._hold(data)
+                return
+        self._parse(data)
+
+    def learn(self, raw: web.BaseRequest, again: Again) -> None:
+        """The bytes of *raw*, which was just answered, are answered by *again* from now on."""
+        lane, request = self._port.lane, self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
+        if lane is not None and request:
+            lane.learn(request, again)
+
+    def _parse(self, data: bytes) -> None:
+        """Hand *data* to aiohttp, and see what it finds in it."""
+        known = len(self._messages)
+        super().data_received(data)
+        if data or len(self._messages) > known:
+            self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
+        if not self._messages:
+            if self._waiter is not None and data:
+                self.watch.head_begins()
+            return
+        self.has_asked = True
+        self.watch.head_ends()
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            self._body = body
+        elif not self._body.is_eof():
+            # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
+            self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
+    def _may_answer_at_once(self) -> bool:
+        """Whether a message begins here, aiohttp waits for it, and there is nobody else for whom an answer waits."""
+        return (
+            self._boundary.left == 0
+            and self._waiter is not None
+            and not self._waiter.done()
+            and not self._messages
+            and not (self._close or self._force_close or self._paused or self._front.is_draining)
+        )
+
+    def _answer_at_once(self, again: Again, request: bytes) -> bool:
+        transport = self.transport
+        if transport is None or not self._front.answer_at_once(again, request, transport):
+            return False
+        self.has_asked = True
+        self.watch.head_ends()
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
+
+    def _hold(self, head: bytes) -> None:
+        self._held = head
+        self._holding = self._loop.call_later(HOLD_S, self._release)
+
+    def _let_go(self) -> bytes:
+        """What was held back."""
+        if self._holding is None:
+            return b""
+        self._holding.cancel()
+        self._holding = None
+        held, self._held = self._held, b""
+        return held
+
+    def _release(self) -> None:
+        """Its body has not come in time."""
+        self._parse(self._let_go())
+
+    # --- what aiohttp asks of its protocol ----------------------------------------------------------------------------
+
+    def log_exception(self, *given: object, **named: Any) -> None:  # noqa: ANN401  as aiohttp declares it
+        """Called by aiohttp, which reads on behind an answer: a body that is broken there is the client's fault."""
+        if not isinstance(named.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*given, **named)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002  aiohttp's own
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  may quote what the client sent
+    ) -> web.StreamResponse:
+        """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
+        too_large = isinstance(exc, LineTooLong) or _TOO_MANY in str(exc)
+        status = 431 if too_large else status
+        code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
+        text = "the header is too large" if too_large else "this is not a valid HTTP request"
+        answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
+        self._front.refused_by_parser(status, code)
+        return _ParserRefusal(answer)
+
+
+class _ParserRefusal(web.StreamResponse):
+    """Written when aiohttp asks for it, as the parser's errors bypass our handler."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    @property
+    def keep_alive(self) -> bool:
+        """Never."""
+        return False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write head and body."""
+        await write_answer(request, self._answer, (), keep_alive=False)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to do."""
+
+
+_TOO_MANY = "Too many headers"
+"""How aiohttp's parser, which has no class for it, complains of more lines than are allowed."""
