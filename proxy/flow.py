@@ -38,7 +38,7 @@ from proxy.cache.memory import MemoryTier
 from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.callers import Callers
-from proxy.core.answer import Answer, Body
+from proxy.core.answer import Again, Answer, Body
 from proxy.core.entry import Entry, Row
 from proxy.core.grace import StaleReason
 from proxy.core.heavy import LARGE_BYTES, Heavy
@@ -135,6 +135,11 @@ class Flow:
             return await self._read(_job(request, planned, outcome))
         answer.again = partial(self._again, planned)
         return answer
+
+    def recall(self, request: Request) -> Again | None:
+        """What answers *request*, whose body is there, if its plan is remembered; the answer may have to be fetched."""
+        planned = self._planner.recall(request)
+        return None if planned is None else partial(self._again, planned)
 
     def _again(self, planned: Planned, outcome: Outcome) -> Answer | None:
         """See ``core.answer.Again``: for a request whose plan is known, as its bytes are those of another."""

@@ -95,6 +95,13 @@ class Planner:
             return await self._new(route, request, body)
         return planned if self.is_current(planned) else await self.keyed(route, request, planned.plan)
 
+    def recall(self, request: Request) -> Planned | None:
+        """The plan of a request like *request*, whose body is there, if it is remembered."""
+        head = (request.upstream, request.method, request.target, self._routes.decisive(request.headers))
+        body = request.body or b""
+        route = self._known_routes.get(head)
+        return None if route is None or len(body) > _MAX_BODY_BYTES else self._planned.get((route, body))
+
     async def keyed(self, route: Route, request: Request, plan: Read) -> Planned:
         """*plan* with one key per item: deployment secret, purges, upstream, credential, all fields, and the item."""
         origin = self._transport_of(request).origin.encode()

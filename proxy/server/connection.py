@@ -5,12 +5,13 @@ import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
 from proxy.errors import ErrorCode
-from proxy.server.lane import HOLD_S, Boundary, Lane
+from proxy.server.lane import HOLD_S, Boundary, Lane, cut
 from proxy.server.watch import Watch
 from proxy.server.wire import write_answer
 
@@ -23,6 +24,9 @@ class Port(Protocol):
 
     open: "set[Connection]"
     lane: Lane | None
+
+    def recall(self, message: RawRequestMessage, body: bytes) -> Again | None:
+        """What answers such a request, if it is known what it means, whatever its bytes."""
 
 
 class Connection(RequestHandler):
@@ -82,21 +86,52 @@ class Connection(RequestHandler):
         if held:
             data = held + data
         lane = self._port.lane
-        if lane is not None and self._may_answer_at_once():
-            again = lane.find(data)
-            if again is not None:
-                if self._answer_at_once(again, data):
-                    return
-            elif not held and lane.is_head(data):
-                self._hold(data)
-                return
-        self._parse(data)
+        if lane is None or not self._may_answer_at_once():
+            self._parse(data)
+            return
+        again = lane.find(data)
+        if again is None and not held and lane.is_head(data):
+            self._hold(data)
+        elif again is None or not self._answer_at_once(again, data):
+            self._parse_first(lane, data)
 
     def learn(self, raw: web.BaseRequest, again: Again) -> None:
         """The bytes of *raw*, which was just answered, are answered by *again* from now on."""
         lane, request = self._port.lane, self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
         if lane is not None and request:
             lane.learn(request, again)
+
+    def _parse_first(self, lane: Lane, data: bytes) -> None:
+        """
+        Parse *data* and, if it is one whole request whose meaning is known, answer it without a task of its own.
+
+        aiohttp's task, which waits for a message, is left waiting until it is clear that it has to take this one.
+        """
+        waiter, self._waiter = self._waiter, None
+        try:
+            self._parse(data)
+        finally:
+            self._waiter = waiter
+        if self._messages:
+            if self._answer_first(lane):
+                self._messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+            elif waiter is not None:
+                waiter.set_result(None)
+        elif data:
+            self.watch.head_begins()
+
+    def _answer_first(self, lane: Lane) -> bool:
+        message = self._messages[0][0]
+        request = self._boundary.whole(message)
+        if not request or isinstance(message, _ErrInfo):
+            return False
+        again = self._port.recall(message, cut(request)[1])
+        if again is None or not self._answer_at_once(again, request):
+            return False
+        lane.learn(request, again)
+        return True
 
     def _parse(self, data: bytes) -> None:
         """Hand *data* to aiohttp, and see what it finds in it."""

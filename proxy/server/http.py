@@ -13,19 +13,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
-from proxy.core.request import HeaderLines
+from proxy.core.request import HeaderLines, Request
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.connection import Connection
 from proxy.server.intake import Intake, wants_websocket
-from proxy.server.lane import Lane
+from proxy.server.lane import Lane, cut
 from proxy.server.leaving import SETTLE_S, let_nobody_in, until
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
@@ -139,6 +140,10 @@ class Front:
             raw.protocol.learn(raw, answer.again)
         return written
 
+    def recall(self, request: Request) -> Again | None:
+        """See ``Flow.recall``."""
+        return self._flow.recall(request)
+
     def answer_at_once(self, again: Again, request: bytes, transport: asyncio.WriteTransport) -> bool:
         """Whether *again* has answered these bytes, one whole request, as ``handle`` would have."""
         outcome = Outcome(started_s=self._clock.monotonic())
@@ -149,7 +154,7 @@ class Front:
         head, content = whole(answer, self._own_lines(outcome))
         transport.write(head + content)
         outcome.bytes_out = len(content)
-        outcome.bytes_in = len(request) - request.index(b"\r\n\r\n") - 4
+        outcome.bytes_in = len(cut(request)[1])
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
         return True
@@ -227,6 +232,7 @@ class DataServer(web.Server):
         super().__init__(handle, handler_cancellation=True)
         self.open: set[Connection] = set()
         self.lane = lane
+        self._intake = intake
         self._front = front
         self._protocol_options: dict[str, Any] = {
             "auto_decompress": False,
@@ -236,6 +242,11 @@ class DataServer(web.Server):
             "max_headers": header_lines,
             "access_log": None,
         }
+
+    def recall(self, message: RawRequestMessage, body: bytes) -> Again | None:
+        """What answers such a request, if it is known what it means: what its head is, and then what the flow plans."""
+        request = self._intake.recall(message)
+        return None if request is None else self._front.recall(request.with_body(body))
 
     @property
     def has_all_asked(self) -> bool:

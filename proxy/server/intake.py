@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion, hdrs, web
+from aiohttp.http import RawRequestMessage
 from cachetools import LRUCache
 
 from proxy.core.request import HeaderLines, Request, end_to_end, ending_here, list_items
@@ -34,6 +35,12 @@ class _Admitted:
     upstream: str
     ending: Collection[bytes]
     """Names (lower case) of lines that end here."""
+
+    def request(self, method: str, lines: HeaderLines) -> Request:
+        """The plain request with these *lines*, of which those that end here are left out."""
+        ending = self.ending
+        headers = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines
+        return Request(method, self.target, headers, self.upstream)
 
 
 class Intake:
@@ -62,17 +69,20 @@ class Intake:
         Raises:
             ClientError: see the table in ``docs/architecture.md``, "What is refused at the door".
         """
-        lines = raw.raw_headers
-        head = (raw.method, raw.raw_path, raw.version, self._decisive(lines))
+        head = (raw.method, raw.raw_path, raw.version, self._decisive(raw.raw_headers))
         try:
             admitted = self._known[head]
         except KeyError:
             admitted = self._admitted(raw)
             if len(raw.raw_path) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
                 self._known[head] = admitted
-        ending = admitted.ending
-        headers = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines
-        return Request(raw.method, admitted.target, headers, admitted.upstream)
+        return admitted.request(raw.method, raw.raw_headers)
+
+    def recall(self, message: RawRequestMessage) -> Request | None:
+        """The plain request, if one with the same decisive lines was let in before."""
+        lines = message.raw_headers
+        admitted = self._known.get((message.method, message.path, message.version, self._decisive(lines)))
+        return None if admitted is None else admitted.request(message.method, lines)
 
     def _admitted(self, raw: web.BaseRequest) -> _Admitted:
         _check_framing(raw)

@@ -10,6 +10,7 @@ credentials) is looked at each time, by ``core.answer.Again``; whatever it does 
 Clients often send head and body in two writes. A head that is known waits a moment for its body.
 """
 
+from aiohttp import hdrs
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.web_protocol import _ErrInfo
 from cachetools import LRUCache
@@ -22,6 +23,7 @@ HOLD_S = 0.005
 _MAX_BYTES = 8 << 20
 _MAX_REQUEST_BYTES = 16 * 1024
 _MAX_HEADS = 1_024
+_MAX_SEEN = 16_384
 _BESIDE_BYTES = 4_096
 """What an answer's plan takes, about, beside a few times the request."""
 
@@ -34,6 +36,7 @@ class Lane:
     def __init__(self) -> None:
         self._known: LRUCache[bytes, tuple[Again, int]] = LRUCache(_MAX_BYTES, lambda known: known[1])
         self._heads: LRUCache[bytes, bool] = LRUCache(_MAX_HEADS)
+        self._seen: set[int] = set()
 
     def find(self, request: bytes) -> Again | None:
         """What answers exactly these bytes."""
@@ -47,13 +50,26 @@ class Lane:
         return data in self._heads
 
     def learn(self, request: bytes, again: Again) -> None:
-        """From now on *again* answers these bytes, one whole request."""
+        """*again* has answered these bytes, one whole request; if that was not the first time, it does from now on."""
         if len(request) > _MAX_REQUEST_BYTES:
             return
+        # Where each request has an id of its own, none comes twice, and to keep them all would cost more than it gives.
+        number = hash(request)
+        if number not in self._seen:
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            self._seen.add(number)
+            return
         self._known[request] = (again, _BESIDE_BYTES + 8 * len(request))
-        head = request[: request.index(_END) + len(_END)]
-        if len(head) < len(request):
+        head, body = cut(request)
+        if body:
             self._heads[head] = True
+
+
+def cut(request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of one whole request."""
+    at = request.index(_END) + len(_END)
+    return request[:at], request[at:]
 
 
 class Boundary:
@@ -89,7 +105,7 @@ class Boundary:
         if self.left is None or self.left < 0:
             self.left, self.message, self.request = None, None, b""
 
-    def whole(self, message: RawRequestMessage) -> bytes:
+    def whole(self, message: "RawRequestMessage | _ErrInfo") -> bytes:
         """The bytes of *message*, if it was the last one and all of it has come; else nothing."""
         return self.request if message is self.message and self.left == 0 else b""
 
@@ -104,7 +120,7 @@ def _left(data: bytes, message: "RawRequestMessage | _ErrInfo") -> int | None:
     # Line ends that the parser may forgive: then the head may have ended before.
     if data.count(b"\n", 0, end) != data.count(b"\r\n", 0, end):
         return None
-    lengths = [value for name, value in message.raw_headers if name.lower() == b"content-length"]
-    if len(lengths) != 1 or not lengths[0].isdigit() or message.headers.get("Expect") is not None:
+    length = message.headers.get(hdrs.CONTENT_LENGTH, "")  # the parser has refused a second one
+    if not (length.isascii() and length.isdigit()) or hdrs.EXPECT in message.headers:
         return None
-    return end + len(_END) + int(lengths[0]) - len(data)
+    return end + len(_END) + int(length) - len(data)
