@@ -47,7 +47,7 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import NotStorable, Pass, PassReason, Refusal, Verdict, Write
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
-from proxy.core.request import Request
+from proxy.core.request import Head, Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.fetch import Fetcher
@@ -136,9 +136,9 @@ class Flow:
         answer.again = partial(self._again, planned)
         return answer
 
-    def recall(self, request: Request) -> Again | None:
-        """What answers *request*, whose body is there, if its plan is remembered; the answer may have to be fetched."""
-        planned = self._planner.recall(request)
+    def recall(self, head: Head, body: bytes) -> Again | None:
+        """What may answer a request with this *head* and *body* at once, if its plan is remembered."""
+        planned = self._planner.recall(head, body)
         return None if planned is None else partial(self._again, planned)
 
     def _again(self, planned: Planned, outcome: Outcome) -> Answer | None:

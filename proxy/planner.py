@@ -16,7 +16,7 @@ from proxy.core.key import Secret, common_digest, item_keys
 from proxy.core.plan import Adapter, Pass, PassReason, Read, Write
 from proxy.core.plan import Scope as ScopeName
 from proxy.core.ports import PurgeSource, Routes, TransportOf
-from proxy.core.request import HeaderLines, Request
+from proxy.core.request import Head, HeaderLines, Request
 
 _MAX_ROUTES = 1_024
 _MAX_BYTES = 8 << 20
@@ -78,6 +78,15 @@ class Planner:
 
     def route(self, request: Request) -> Route | None:
         """What its head says; ``None`` for what only passes through."""
+        known = request.head
+        if known is not None and isinstance(known.meaning, Route):
+            return known.meaning
+        route = self._looked_up(request)
+        if known is not None:
+            known.meaning = route
+        return route
+
+    def _looked_up(self, request: Request) -> Route | None:
         head = (request.upstream, request.method, request.target, self._routes.decisive(request.headers))
         try:
             return self._known_routes[head]
@@ -95,12 +104,15 @@ class Planner:
             return await self._new(route, request, body)
         return planned if self.is_current(planned) else await self.keyed(route, request, planned.plan)
 
-    def recall(self, request: Request) -> Planned | None:
-        """The plan of a request like *request*, whose body is there, if it is remembered."""
-        head = (request.upstream, request.method, request.target, self._routes.decisive(request.headers))
-        body = request.body or b""
-        route = self._known_routes.get(head)
-        return None if route is None or len(body) > _MAX_BODY_BYTES else self._planned.get((route, body))
+    def recall(self, head: Head, body: bytes) -> Planned | None:
+        """The plan of a request with this *head* and *body*, if it is remembered."""
+        route = head.meaning
+        if not isinstance(route, Route) or len(body) > _MAX_BODY_BYTES:
+            return None
+        try:
+            return self._planned[route, body]
+        except KeyError:
+            return None
 
     async def keyed(self, route: Route, request: Request, plan: Read) -> Planned:
         """*plan* with one key per item: deployment secret, purges, upstream, credential, all fields, and the item."""

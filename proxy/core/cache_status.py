@@ -1,5 +1,7 @@
 """Outcome to header lines: Cache-Status (RFC 9211), Age (RFC 9111 §5.1) and our own counters."""
 
+from functools import lru_cache
+
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.request import HeaderLines
 
@@ -43,13 +45,26 @@ def header_lines(outcome: Outcome) -> HeaderLines:
     """The lines that tell a client how its answer came about; none for answers that are not ours to cache."""
     if outcome.state in _NOT_OURS:
         return ()
-    lines = [(b"Cache-Status", cache_status(outcome).encode("ascii"))]
-    if outcome.items:
-        lines.append((b"X-Dashcache-Items", b"%d/%d" % (outcome.hits, outcome.items)))
-    if outcome.age_s is not None and outcome.hits:
-        lines.append((b"Age", b"%d" % outcome.age_s))
-    if outcome.origins:
-        lines.append((b"X-Dashcache-Origin", ", ".join(outcome.origins[:_MAX_ORIGINS]).encode("latin-1", "replace")))
+    if outcome.state is CacheState.HIT and not outcome.detail:
+        return _hit_lines(outcome.ttl_s, outcome.hits, outcome.items, outcome.age_s, outcome.origins)
+    return _lines(cache_status(outcome), outcome.hits, outcome.items, outcome.age_s, outcome.origins)
+
+
+@lru_cache(4_096)
+def _hit_lines(ttl_s: int | None, hits: int, items: int, age_s: int | None, origins: tuple[str, ...]) -> HeaderLines:
+    """Those of a plain hit, of which there are many within a second."""
+    told = Outcome(state=CacheState.HIT, hits_memory=hits, items=items, ttl_s=ttl_s)
+    return _lines(cache_status(told), hits, items, age_s, origins)
+
+
+def _lines(status: str, hits: int, items: int, age_s: int | None, origins: tuple[str, ...]) -> HeaderLines:
+    lines = [(b"Cache-Status", status.encode("ascii"))]
+    if items:
+        lines.append((b"X-Dashcache-Items", b"%d/%d" % (hits, items)))
+    if age_s is not None and hits:
+        lines.append((b"Age", b"%d" % age_s))
+    if origins:
+        lines.append((b"X-Dashcache-Origin", ", ".join(origins[:_MAX_ORIGINS]).encode("latin-1", "replace")))
     return tuple(lines)
 
 

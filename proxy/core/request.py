@@ -33,6 +33,29 @@ GRPC = "GRPC"
 """What stands for HTTP's method in gRPC calls; their target is the method's full name, their lines the metadata."""
 
 
+class Head:
+    """
+    What of a request's head decides what it means: one object for all requests that came to a port with the same.
+
+    ``meaning`` is the planner's to fill in, so that it need not look up what the door has looked up already.
+    """
+
+    __slots__ = ("ending", "meaning", "target", "upstream")
+
+    def __init__(self, target: str, upstream: str, ending: Collection[bytes]) -> None:
+        self.target = target
+        self.upstream = upstream
+        self.ending = ending
+        """Names (lower case) of the lines that are not passed on."""
+        self.meaning: object = None
+
+    def request(self, method: str, lines: HeaderLines) -> "Request":
+        """The request with this head, whose lines are *lines*."""
+        ending = self.ending
+        passed = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines
+        return Request(method, self.target, passed, self.upstream, head=self)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """
@@ -52,10 +75,13 @@ class Request:
     timeout_s: float | None = None
     is_again: bool = False
     """A kept connection closed under it: this time it goes over one of its own, as the next may be closing too."""
+    head: Head | None = None
+    """What the door knows of its head."""
 
     def with_body(self, body: bytes) -> "Request":
         """The same request, its *body* read whole; much cheaper than ``dataclasses.replace``."""
-        return Request(self.method, self.target, self.headers, self.upstream, body, self.timeout_s, self.is_again)
+        given = (self.method, self.target, self.headers, self.upstream)
+        return Request(*given, body, self.timeout_s, self.is_again, self.head)
 
     @property
     def is_grpc(self) -> bool:

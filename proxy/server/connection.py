@@ -11,7 +11,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
 from proxy.errors import ErrorCode
-from proxy.server.lane import HOLD_S, Boundary, Lane, cut
+from proxy.server.lane import HOLD_S, Boundary, Lane
 from proxy.server.watch import Watch
 from proxy.server.wire import write_answer
 
@@ -89,17 +89,17 @@ class Connection(RequestHandler):
         if lane is None or not self._may_answer_at_once():
             self._parse(data)
             return
-        again = lane.find(data)
-        if again is None and not held and lane.is_head(data):
+        known = lane.find(data)
+        if known is None and not held and lane.is_head(data):
             self._hold(data)
-        elif again is None or not self._answer_at_once(again, data):
+        elif known is None or not self._answer_at_once(known):
             self._parse_first(lane, data)
 
     def learn(self, raw: web.BaseRequest, again: Again) -> None:
         """The bytes of *raw*, which was just answered, are answered by *again* from now on."""
-        lane, request = self._port.lane, self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
-        if lane is not None and request:
-            lane.learn(request, again)
+        request, body = self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
+        if self._port.lane is not None and request:
+            self._port.lane.learn(request, len(body), again)
 
     def _parse_first(self, lane: Lane, data: bytes) -> None:
         """
@@ -124,13 +124,13 @@ class Connection(RequestHandler):
 
     def _answer_first(self, lane: Lane) -> bool:
         message = self._messages[0][0]
-        request = self._boundary.whole(message)
+        request, body = self._boundary.whole(message)
         if not request or isinstance(message, _ErrInfo):
             return False
-        again = self._port.recall(message, cut(request)[1])
-        if again is None or not self._answer_at_once(again, request):
+        again = self._port.recall(message, body)
+        if again is None or not self._answer_at_once((again, len(body))):
             return False
-        lane.learn(request, again)
+        lane.learn(request, len(body), again)
         return True
 
     def _parse(self, data: bytes) -> None:
@@ -162,9 +162,9 @@ class Connection(RequestHandler):
             and not (self._close or self._force_close or self._paused or self._front.is_draining)
         )
 
-    def _answer_at_once(self, again: Again, request: bytes) -> bool:
+    def _answer_at_once(self, known: tuple[Again, int]) -> bool:
         transport = self.transport
-        if transport is None or not self._front.answer_at_once(again, request, transport):
+        if transport is None or not self._front.answer_at_once(*known, transport):
             return False
         self.has_asked = True
         self.watch.head_ends()

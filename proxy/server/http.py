@@ -20,13 +20,13 @@ from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
-from proxy.core.request import HeaderLines, Request
+from proxy.core.request import Head, HeaderLines
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.connection import Connection
 from proxy.server.intake import Intake, wants_websocket
-from proxy.server.lane import Lane, cut
+from proxy.server.lane import Lane
 from proxy.server.leaving import SETTLE_S, let_nobody_in, until
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
@@ -140,12 +140,12 @@ class Front:
             raw.protocol.learn(raw, answer.again)
         return written
 
-    def recall(self, request: Request) -> Again | None:
+    def recall(self, head: Head, body: bytes) -> Again | None:
         """See ``Flow.recall``."""
-        return self._flow.recall(request)
+        return self._flow.recall(head, body)
 
-    def answer_at_once(self, again: Again, request: bytes, transport: asyncio.WriteTransport) -> bool:
-        """Whether *again* has answered these bytes, one whole request, as ``handle`` would have."""
+    def answer_at_once(self, again: Again, bytes_in: int, transport: asyncio.WriteTransport) -> bool:
+        """Whether *again* has answered a request with so many bytes of body, as ``handle`` would have."""
         outcome = Outcome(started_s=self._clock.monotonic())
         answer = again(outcome)
         if answer is None:
@@ -154,7 +154,7 @@ class Front:
         head, content = whole(answer, self._own_lines(outcome))
         transport.write(head + content)
         outcome.bytes_out = len(content)
-        outcome.bytes_in = len(cut(request)[1])
+        outcome.bytes_in = bytes_in
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
         return True
@@ -244,9 +244,9 @@ class DataServer(web.Server):
         }
 
     def recall(self, message: RawRequestMessage, body: bytes) -> Again | None:
-        """What answers such a request, if it is known what it means: what its head is, and then what the flow plans."""
-        request = self._intake.recall(message)
-        return None if request is None else self._front.recall(request.with_body(body))
+        """What may answer such a request at once: if its head is known, and what flow made of one with this body."""
+        head = self._intake.recall(message)
+        return None if head is None else self._front.recall(head, body)
 
     @property
     def has_all_asked(self) -> bool:

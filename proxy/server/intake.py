@@ -5,14 +5,13 @@ The parser has refused malformed framing, missing Host, spaces and raw UTF-8 in 
 """
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from aiohttp import HttpVersion, hdrs, web
 from aiohttp.http import RawRequestMessage
 from cachetools import LRUCache
 
-from proxy.core.request import HeaderLines, Request, end_to_end, ending_here, list_items
+from proxy.core.request import Head, HeaderLines, Request, end_to_end, ending_here, list_items
 from proxy.errors import ClientError, ErrorCode
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
@@ -25,22 +24,6 @@ UpstreamOf = Callable[[str, str, HeaderLines], str]
 
 _MAX_KNOWN = 1_024
 _MAX_HEAD_BYTES = 4 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """What the checks found in a head's decisive lines, and would find in them again."""
-
-    target: str
-    upstream: str
-    ending: Collection[bytes]
-    """Names (lower case) of lines that end here."""
-
-    def request(self, method: str, lines: HeaderLines) -> Request:
-        """The plain request with these *lines*, of which those that end here are left out."""
-        ending = self.ending
-        headers = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines
-        return Request(method, self.target, headers, self.upstream)
 
 
 class Intake:
@@ -60,7 +43,7 @@ class Intake:
         self._upstream_of = upstream_of
         self._own_names = own_names
         self._decisive = decisive
-        self._known: LRUCache[tuple[str, str, HttpVersion, HeaderLines], _Admitted] = LRUCache(_MAX_KNOWN)
+        self._known: LRUCache[tuple[str, str, HttpVersion, HeaderLines], Head] = LRUCache(_MAX_KNOWN)
 
     def request(self, raw: web.BaseRequest) -> Request:
         """
@@ -69,22 +52,23 @@ class Intake:
         Raises:
             ClientError: see the table in ``docs/architecture.md``, "What is refused at the door".
         """
-        head = (raw.method, raw.raw_path, raw.version, self._decisive(raw.raw_headers))
+        said = (raw.method, raw.raw_path, raw.version, self._decisive(raw.raw_headers))
         try:
-            admitted = self._known[head]
+            known = self._known[said]
         except KeyError:
-            admitted = self._admitted(raw)
-            if len(raw.raw_path) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
-                self._known[head] = admitted
-        return admitted.request(raw.method, raw.raw_headers)
+            known = self._admitted(raw)
+            if len(raw.raw_path) + sum(len(name) + len(value) for name, value in said[3]) <= _MAX_HEAD_BYTES:
+                self._known[said] = known
+        return known.request(raw.method, raw.raw_headers)
 
-    def recall(self, message: RawRequestMessage) -> Request | None:
-        """The plain request, if one with the same decisive lines was let in before."""
-        lines = message.raw_headers
-        admitted = self._known.get((message.method, message.path, message.version, self._decisive(lines)))
-        return None if admitted is None else admitted.request(message.method, lines)
+    def recall(self, message: RawRequestMessage) -> Head | None:
+        """What is known of the head *message*, if one with the same decisive lines was let in before."""
+        try:
+            return self._known[message.method, message.path, message.version, self._decisive(message.raw_headers)]
+        except KeyError:
+            return None
 
-    def _admitted(self, raw: web.BaseRequest) -> _Admitted:
+    def _admitted(self, raw: web.BaseRequest) -> Head:
         _check_framing(raw)
         host = raw.headers.get(hdrs.HOST, "")
         authority, target = self._split(raw.raw_path)
@@ -92,7 +76,7 @@ class Intake:
             raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
         headers = end_to_end(raw.raw_headers)
         upstream = self._upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
-        return _Admitted(target, upstream, ending_here(raw.raw_headers))
+        return Head(target, upstream, ending_here(raw.raw_headers))
 
     def _split(self, target: str) -> tuple[str, str]:
         """

@@ -34,14 +34,16 @@ class Lane:
     """One per port, as the port is part of what a request means; bounded in bytes."""
 
     def __init__(self) -> None:
-        self._known: LRUCache[bytes, tuple[Again, int]] = LRUCache(_MAX_BYTES, lambda known: known[1])
+        self._known: LRUCache[bytes, tuple[Again, int]] = LRUCache(
+            _MAX_BYTES, lambda known: _BESIDE_BYTES + 10 * known[1]
+        )
         self._heads: LRUCache[bytes, bool] = LRUCache(_MAX_HEADS)
         self._seen: set[int] = set()
 
-    def find(self, request: bytes) -> Again | None:
-        """What answers exactly these bytes."""
+    def find(self, request: bytes) -> tuple[Again, int] | None:
+        """What answers exactly these bytes, and how many of them are body."""
         try:
-            return self._known[request][0] if len(request) <= _MAX_REQUEST_BYTES else None
+            return self._known[request] if len(request) <= _MAX_REQUEST_BYTES else None
         except KeyError:
             return None
 
@@ -49,8 +51,12 @@ class Lane:
         """Whether *data* is the head of requests that are known, and their bodies are still to come."""
         return data in self._heads
 
-    def learn(self, request: bytes, again: Again) -> None:
-        """*again* has answered these bytes, one whole request; if that was not the first time, it does from now on."""
+    def learn(self, request: bytes, body_bytes: int, again: Again) -> None:
+        """
+        *again* has answered these bytes, one whole request that ends in so many bytes of body.
+
+        If that was not the first time, it does so from now on.
+        """
         if len(request) > _MAX_REQUEST_BYTES:
             return
         # Where each request has an id of its own, none comes twice, and to keep them all would cost more than it gives.
@@ -60,16 +66,9 @@ class Lane:
                 self._seen.clear()
             self._seen.add(number)
             return
-        self._known[request] = (again, _BESIDE_BYTES + 8 * len(request))
-        head, body = cut(request)
-        if body:
-            self._heads[head] = True
-
-
-def cut(request: bytes) -> tuple[bytes, bytes]:
-    """Head and body of one whole request."""
-    at = request.index(_END) + len(_END)
-    return request[:at], request[at:]
+        self._known[request] = (again, body_bytes)
+        if body_bytes:
+            self._heads[request[:-body_bytes]] = True
 
 
 class Boundary:
@@ -80,47 +79,57 @@ class Boundary:
     knows, and never will.
     """
 
-    __slots__ = ("left", "message", "request")
+    __slots__ = ("_body_at", "_message", "_request", "left")
 
     def __init__(self) -> None:
         self.left: int | None = 0
-        self.request = b""
-        """The last message, as far as it has come."""
-        self.message: RawRequestMessage | _ErrInfo | None = None
-        """What the parser made of its head."""
+        self._request = b""  # the last message, as far as it has come and is not too long; what its head was parsed to
+        self._message: RawRequestMessage | _ErrInfo | None = None
+        self._body_at = 0
 
     def pass_by(self, data: bytes, messages: "list[RawRequestMessage | _ErrInfo]") -> None:
         """*data* went to the parser, which found these *messages* begin in it."""
         if self.left is None:
             return
         if self.left == 0 and len(messages) == 1:
-            self.message, self.request = messages[0], data
-            self.left = _left(data, messages[0])
-        elif self.left and not messages and len(self.request) <= _MAX_REQUEST_BYTES:
-            self.left, self.request = self.left - len(data), self.request + data
+            self._begin(data, messages[0])
         elif self.left and not messages:
             self.left -= len(data)
+            if self._request:
+                self._request = _short(self._request + data)
         else:
             self.left = None
         if self.left is None or self.left < 0:
-            self.left, self.message, self.request = None, None, b""
+            self.left, self._message, self._request = None, None, b""
 
-    def whole(self, message: "RawRequestMessage | _ErrInfo") -> bytes:
-        """The bytes of *message*, if it was the last one and all of it has come; else nothing."""
-        return self.request if message is self.message and self.left == 0 else b""
+    def whole(self, message: "RawRequestMessage | _ErrInfo") -> tuple[bytes, bytes]:
+        """The bytes of *message* and its body, if it was the last one and all of it has come; else nothing."""
+        if message is not self._message or self.left != 0:
+            return b"", b""
+        return self._request, self._request[self._body_at :]
+
+    def _begin(self, data: bytes, message: "RawRequestMessage | _ErrInfo") -> None:
+        """*data* begins with *message*, and holds no other."""
+        self._message, self._request = message, _short(data)
+        end = data.find(_END)
+        length = None if end < 0 or isinstance(message, _ErrInfo) else _length(data, end, message)
+        self._body_at = end + len(_END)
+        self.left = None if length is None else self._body_at + length - len(data)
 
 
-def _left(data: bytes, message: "RawRequestMessage | _ErrInfo") -> int | None:
-    """How many bytes of the only message in *data* are still to come; ``None`` where that is not beyond doubt."""
-    end = data.find(_END)
-    if end < 0 or isinstance(message, _ErrInfo) or message.version != HttpVersion11:
-        return None
-    if message.chunked or message.upgrade or message.should_close:
+def _short(request: bytes) -> bytes:
+    """*request*, unless nobody would remember it."""
+    return request if len(request) <= _MAX_REQUEST_BYTES else b""
+
+
+def _length(data: bytes, end: int, message: RawRequestMessage) -> int | None:
+    """How long the body of *message* is, whose head ends at *end* of *data*; ``None`` where that is not beyond doubt."""
+    if message.version != HttpVersion11 or message.chunked or message.upgrade or message.should_close:
         return None
     # Line ends that the parser may forgive: then the head may have ended before.
     if data.count(b"\n", 0, end) != data.count(b"\r\n", 0, end):
         return None
-    length = message.headers.get(hdrs.CONTENT_LENGTH, "")  # the parser has refused a second one
+    length = message.headers.get(hdrs.CONTENT_LENGTH, "0")  # RFC 9112 §6.3; the parser has refused a second one
     if not (length.isascii() and length.isdigit()) or hdrs.EXPECT in message.headers:
         return None
-    return end + len(_END) + int(length) - len(data)
+    return int(length)

@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -99,16 +100,39 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
 
 def join(rows: Sequence[Row], request_id: str) -> bytes:
     """The answer made of *rows* in their order: positions counted anew, usage the sum of the rows' shares."""
-    texts = [
-        row.skeleton.replace(INDEX, b"%d" % position).replace(VECTOR, row.vector) for position, row in enumerate(rows)
-    ]
+    usage = rows[0].usage if len(rows) == 1 else _totals(rows)
+    before, after = _around(rows[0].envelope, usage)
+    quoted_id = orjson.dumps(request_id)
+    pieces = [quoted_id.join(before)]
+    for position, row in enumerate(rows):
+        first, *others = _row(row.skeleton, position)
+        pieces.append(first)
+        for other in others:
+            pieces += (row.vector, other)
+    pieces.append(quoted_id.join(after))
+    return b"".join(pieces)
+
+
+def _totals(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
     totals: dict[str, int] = {}
     for row in rows:
         for name, share in row.usage:
             totals[name] = totals.get(name, 0) + share
-    around = rows[0].envelope.replace(USAGE, orjson.dumps(totals)).replace(REQUEST_ID, orjson.dumps(request_id))
-    before, _, after = around.partition(ROWS)
-    return b"".join((before, b"[", b",".join(texts), b"]", after))
+    return tuple(totals.items())
+
+
+# Rows of a model differ in their vectors, rarely in the text around them: so it is cut once for many.
+@lru_cache(1_024)
+def _around(envelope: bytes, usage: tuple[tuple[str, int], ...]) -> tuple[list[bytes], list[bytes]]:
+    """The text before and after the rows, each cut where the request's id goes."""
+    before, _, after = envelope.replace(USAGE, orjson.dumps(dict(usage))).partition(ROWS)
+    return (before + b"[").split(REQUEST_ID), (b"]" + after).split(REQUEST_ID)
+
+
+@lru_cache(1_024)
+def _row(skeleton: bytes, position: int) -> list[bytes]:
+    """The text of a row at *position*, with its comma, cut where its vector goes."""
+    return ((b"," if position else b"") + skeleton.replace(INDEX, b"%d" % position)).split(VECTOR)
 
 
 def lasting_error(form: AnswerForm, status: int, body: bytes) -> ErrorKind | None:
