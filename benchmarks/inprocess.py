@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from proxy import app
 from proxy.core.listening import Port
 from proxy.core.modes import Mode
-from proxy.core.outcome import Outcome
+from proxy.core.outcome import Outcome, Repeats
 from proxy.core.ports import Clock
 from proxy.data_ports import listen
 from proxy.settings import Settings
@@ -29,6 +29,9 @@ class Recorder:
 
     def observe(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+
+    def observe_repeats(self, repeats: Repeats) -> None:  # noqa: ARG002
+        self.failures.append("more requests a second than are recorded one by one")
 
     def background_failed(self, error: BaseException) -> None:
         self.failures.append(repr(error))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from proxy import parts
 from proxy.ask import Asker, Upstreams
+from proxy.at_once import AtOnce
 from proxy.batching import Batcher
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
@@ -38,6 +39,7 @@ from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
 from proxy.server.http import Front
+from proxy.server.ready import Ready
 from proxy.server.websocket import Bridge
 from proxy.settings import Settings
 from proxy.transport.slots import Slots
@@ -108,6 +110,7 @@ async def serve_worker(
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+            worker.front.tell_all()
         observer.close()
 
 
@@ -215,27 +218,32 @@ async def built(
     planner = Planner(
         routes=routes, callers=callers, transport_of=ways.transport_of, purges=purges, secret=keys, heavy=heavy
     )
+    request_id = request_ids()
+    at_once = AtOnce(
+        planner=planner, memory=tiers.memory, callers=callers, modes=modes, request_id=request_id, clock=clock
+    )
     flow = Flow(
         planner=planner,
+        at_once=at_once,
         upstreams=ways,
         asker=asker,
         fetcher=fetcher,
         grace=grace,
         negatives=negatives,
         callers=callers,
-        memory=tiers.memory,
         voidable=voidable,
         tasks=tasks,
         modes=modes,
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
-        request_id=request_ids(),
         heavy=heavy,
         clock=clock,
     )
     bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
     front = Front(
         flow=flow,
+        at_once=at_once,
+        ready=Ready(observer, request_id, clock),
         bridge=bridge,
         observer=observer,
         error_body=error_body,

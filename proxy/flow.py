@@ -30,24 +30,23 @@ at any point: what it would have said is a miss. The upstream's errors go to the
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 from proxy.ask import Asker, Job, Upstreams
-from proxy.cache.memory import MemoryTier
+from proxy.at_once import AtOnce, ours, tell_ages
 from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.callers import Callers
-from proxy.core.answer import Again, Answer, Body
+from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
 from proxy.core.grace import StaleReason
-from proxy.core.heavy import LARGE_BYTES, Heavy
+from proxy.core.heavy import Heavy
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import NotStorable, Pass, PassReason, Refusal, Verdict, Write
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
-from proxy.core.request import Head, Request
+from proxy.core.request import Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.fetch import Fetcher
@@ -66,37 +65,35 @@ class Flow:
         self,
         *,
         planner: Planner,
+        at_once: AtOnce,
         upstreams: Upstreams,
         asker: Asker,
         fetcher: Fetcher,
         grace: Grace,
         negatives: Negatives,
         callers: Callers,
-        memory: MemoryTier,
         voidable: VoidableTier,
         tasks: Tasks,
         modes: ModeSource,
         max_key_body_bytes: int,
         max_answer_bytes: int,
-        request_id: Callable[[], str],
         heavy: Heavy | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._planner = planner
+        self._at_once = at_once
         self._upstreams = upstreams
         self._asker = asker
         self._fetcher = fetcher
         self._grace = grace
         self._negatives = negatives
         self._callers = callers
-        self._memory = memory
         self._voidable = voidable
         self._tasks = tasks
         self._modes = modes
         self._heavy = heavy or Heavy()
         self._max_key_body_bytes = max_key_body_bytes
         self._max_answer_bytes = max_answer_bytes
-        self._request_id = request_id
         self._clock = clock
 
     async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
@@ -130,24 +127,7 @@ class Flow:
             return await self._shadow(
                 _job(request, planned if plain is None else await self._planner.keyed(route, request, plain), outcome)
             )
-        answer = self._from_memory(planned, outcome)
-        if answer is None:
-            return await self._read(_job(request, planned, outcome))
-        answer.again = partial(self._again, planned)
-        return answer
-
-    def recall(self, head: Head, body: bytes) -> Again | None:
-        """What may answer a request with this *head* and *body* at once, if its plan is remembered."""
-        planned = self._planner.recall(head, body)
-        return None if planned is None else partial(self._again, planned)
-
-    def _again(self, planned: Planned, outcome: Outcome) -> Answer | None:
-        """See ``core.answer.Again``: for a request whose plan is known, as its bytes are those of another."""
-        route = planned.route
-        if self._modes.mode(route.upstream, route.operation) is not Mode.ON or not self._planner.is_current(planned):
-            return None
-        outcome.upstream, outcome.operation = route.upstream, route.operation
-        return self._from_memory(planned, outcome)
+        return self._at_once.answer(planned, outcome) or await self._read(_job(request, planned, outcome))
 
     # --- straight through ---------------------------------------------------------------------------------------------
 
@@ -220,25 +200,6 @@ class Flow:
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    def _from_memory(self, planned: Planned, outcome: Outcome) -> Answer | None:
-        """An answer out of memory alone; ``None``, with *outcome* as it was, if that cannot be."""
-        entries = None if planned.scopes else self._memory.all_of(planned.keys)
-        if entries is None or sum([len(entry.row.vector) for entry in entries]) >= LARGE_BYTES:
-            return None
-        now_unix_ms = self._now_unix_ms()
-        accept = planned.route.wishes.accept
-        for entry in entries:
-            if not accept(entry, now_unix_ms):
-                return None
-        if self._callers.mark(planned.owner, None, has_entries=True) is not None:
-            return None
-        outcome.state = CacheState.HIT
-        outcome.items = outcome.hits_memory = len(entries)
-        _tell_ages(outcome, entries, now_unix_ms)
-        rows = [entry.row for entry in entries]
-        self._sign(outcome, rows, entries)
-        return _ours(planned.plan.join(rows, outcome.request_id), outcome)
-
     async def _read(self, job: Job) -> Answer:
         """Look all items up at once; answer from what is there, or fetch what is missing."""
         outcome = job.outcome
@@ -264,7 +225,7 @@ class Flow:
         outcome, entries, now_unix_ms = job.outcome, {**usable, **stale}, self._now_unix_ms()
         outcome.state, outcome.detail = CacheState.STALE, reason
         outcome.hits_redis += sum(key in stale for key in job.keys)
-        _tell_ages(outcome, entries.values(), now_unix_ms)
+        tell_ages(outcome, entries.values(), now_unix_ms)
         return await self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
 
     async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
@@ -283,15 +244,9 @@ class Flow:
     async def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
         wanted = [rows[key] for key in job.keys]
-        self._sign(job.outcome, wanted, [from_cache[key] for key in job.keys if key in from_cache])
+        self._at_once.sign(job.outcome, wanted, [from_cache[key] for key in job.keys if key in from_cache])
         size = sum(row.size for row in wanted)
-        return _ours(await self._heavy(size, job.plan.join, wanted, job.outcome.request_id), job.outcome)
-
-    def _sign(self, outcome: Outcome, rows: Sequence[Row], from_cache: Sequence[Entry]) -> None:
-        """Give an answer made of *rows* an id, and tell whose they were and what it saves."""
-        outcome.request_id = self._request_id()
-        outcome.origins = tuple(dict.fromkeys([row.origin for row in rows if row.origin]))
-        outcome.tokens_saved += sum([entry.row.total_tokens for entry in from_cache])
+        return ours(await self._heavy(size, job.plan.join, wanted, job.outcome.request_id), job.outcome)
 
     # --- from the upstream --------------------------------------------------------------------------------------------
 
@@ -371,16 +326,4 @@ def _count_hits(
     outcome.hits_memory = sum(key in from_memory for key in keys if key in usable)
     outcome.hits_redis = sum(key in usable for key in keys) - outcome.hits_memory
     if usable:
-        _tell_ages(outcome, usable.values(), now_unix_ms)
-
-
-def _tell_ages(outcome: Outcome, entries: Collection[Entry], now_unix_ms: int) -> None:
-    ages_ms = [entry.age_ms(now_unix_ms) for entry in entries]
-    outcome.age_s = max(ages_ms) // 1000
-    outcome.ttl_s = min([entry.ttl_ms - age_ms for entry, age_ms in zip(entries, ages_ms, strict=True)]) // 1000
-
-
-def _ours(text: bytes, outcome: Outcome) -> Answer:
-    """An answer of ours in the vendor's form."""
-    headers = ((b"Content-Type", b"application/json"), (b"X-Request-Id", outcome.request_id.encode("ascii")))
-    return Answer(200, "OK", headers, text)
+        tell_ages(outcome, usable.values(), now_unix_ms)

@@ -38,6 +38,10 @@ class MemoryTier:
         except KeyError:
             return None
 
+    def left_s(self, keys: Iterable[bytes]) -> float:
+        """For how long all of *keys* may still be held."""
+        return min([self._entries[key][1] for key in keys]) - self._monotonic()
+
     def put(self, key: bytes, entry: Entry, remaining_ms: int) -> None:
         """Hold *entry* for its *remaining_ms*, at most for the tier's age limit; too large ones are not held."""
         hold_s = min(remaining_ms / 1000, self._max_age_s)

@@ -41,12 +41,21 @@ def nothing() -> None:
     """What there is to do after an answer that leaves nothing to do."""
 
 
-Again = Callable[[Outcome], "Answer | None"]
-"""
-Another answer to the same request, its body at hand, and how it came about; ``None``: it has to go the whole way.
+class Again(Protocol):
+    """What has answered a request once, and may answer equal ones; hashable, the same for all that mean the same."""
 
-Does not wait, and answers anew each time: an id, a date and an age of its own, by the modes and purges of the moment.
-"""
+    def __call__(self, outcome: Outcome) -> "Answer | None":
+        """
+        Another answer, its body at hand, and how it came about; ``None``: the request has to go the whole way.
+
+        Does not wait, and answers anew each time: an id and an age of its own, by the modes and purges of the moment.
+        """
+
+    def holds(self) -> bool:
+        """Whether it would answer now, as far as that is not a matter of time."""
+
+    def same_until_unix_s(self) -> float:
+        """Until when its answers differ in nothing but their ids; what has passed if that cannot be said."""
 
 
 @dataclass(slots=True)

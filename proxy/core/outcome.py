@@ -94,3 +94,35 @@ class Outcome:
         self.state = CacheState.MISS
         self.hits_memory = self.hits_redis = self.tokens_saved = 0
         self.age_s = self.ttl_s = None
+
+
+@dataclass(slots=True)
+class Repeats:
+    """More requests that ended like the one of *outcome*, but for their ids and the time they took."""
+
+    outcome: Outcome
+    quick: int = 0
+    """How many took no longer than ``QUICK_MS``."""
+    slow_ms: list[float] = field(default_factory=list)
+    """How long each of the others took."""
+    quick_ms: float = 0.0
+    """How long the quick ones took together, and the longest of them."""
+    quick_max_ms: float = 0.0
+
+    @property
+    def times(self) -> int:
+        """How many there were."""
+        return self.quick + len(self.slow_ms)
+
+    def add(self, took_ms: float) -> None:
+        """One more."""
+        if took_ms > QUICK_MS:
+            self.slow_ms.append(took_ms)
+            return
+        self.quick += 1
+        self.quick_ms += took_ms
+        self.quick_max_ms = max(self.quick_max_ms, took_ms)
+
+
+QUICK_MS = 0.5
+"""The shortest span that durations are told apart by."""

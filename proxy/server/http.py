@@ -16,9 +16,10 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
+from proxy.at_once import AtOnce
 from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
-from proxy.core.outcome import CacheState, Outcome
+from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import Head, HeaderLines
 from proxy.errors import ClientError, ErrorCode, ProxyError
@@ -28,6 +29,7 @@ from proxy.server.connection import Connection
 from proxy.server.intake import Intake, wants_websocket
 from proxy.server.lane import Lane
 from proxy.server.leaving import SETTLE_S, let_nobody_in, until
+from proxy.server.ready import Ready
 from proxy.server.watch import Clients
 from proxy.server.websocket import Bridge
 from proxy.server.wire import Written, abort, closing_bytes, whole, write_answer
@@ -42,6 +44,9 @@ class RequestObserver(Protocol):
     def observe(self, outcome: Outcome) -> None:
         """Must not raise and must not wait."""
 
+    def observe_repeats(self, repeats: Repeats) -> None:
+        """Told of several at once; as above."""
+
     def background_failed(self, error: BaseException) -> None:
         """Told of a fault of ours; must not raise and must not wait."""
 
@@ -53,6 +58,8 @@ class Front:
         self,
         *,
         flow: Flow,
+        at_once: AtOnce,
+        ready: Ready,
         bridge: Bridge,
         observer: RequestObserver,
         error_body: ErrorBody,
@@ -62,6 +69,8 @@ class Front:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
+        self._at_once = at_once
+        self._ready = ready
         self._bridge = bridge
         self._observer = observer
         self._error_body = error_body
@@ -141,23 +150,31 @@ class Front:
         return written
 
     def recall(self, head: Head, body: bytes) -> Again | None:
-        """See ``Flow.recall``."""
-        return self._flow.recall(head, body)
+        """See ``AtOnce.recall``."""
+        return self._at_once.recall(head, body)
 
     def answer_at_once(self, again: Again, bytes_in: int, transport: asyncio.WriteTransport) -> bool:
         """Whether *again* has answered a request with so many bytes of body, as ``handle`` would have."""
+        if self._ready.give(again, transport):
+            return True
         outcome = Outcome(started_s=self._clock.monotonic())
         answer = again(outcome)
         if answer is None:
             return False
         outcome.status = answer.status
         head, content = whole(answer, self._own_lines(outcome))
-        transport.write(head + content)
+        data = head + content
+        transport.write(data)
         outcome.bytes_out = len(content)
         outcome.bytes_in = bytes_in
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
+        self._ready.keep(again, data, outcome)
         return True
+
+    def tell_all(self) -> None:
+        """Tell the observer of what it was not told yet."""
+        self._ready.tell_all()
 
     def _own_lines(self, outcome: Outcome) -> HeaderLines:
         if self._cache_status_on_pass and outcome.state is CacheState.PASS:

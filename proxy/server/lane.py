@@ -123,7 +123,7 @@ def _short(request: bytes) -> bytes:
 
 
 def _length(data: bytes, end: int, message: RawRequestMessage) -> int | None:
-    """How long the body of *message* is, whose head ends at *end* of *data*; ``None`` where that is not beyond doubt."""
+    """How long *message*'s body is, whose head ends at *end* of *data*; ``None`` where that is not beyond doubt."""
     if message.version != HttpVersion11 or message.chunked or message.upgrade or message.should_close:
         return None
     # Line ends that the parser may forgive: then the head may have ended before.

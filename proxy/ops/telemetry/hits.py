@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from proxy.core.outcome import CacheState, Outcome
+from proxy.core.outcome import QUICK_MS, CacheState, Outcome, Repeats
 
 _WINDOW_S = 0.2
 
@@ -37,15 +37,30 @@ class HitSum:
 
     def add(self, outcome: Outcome) -> None:
         """One more."""
-        self.requests += 1
-        self.hits_memory += outcome.hits_memory
-        self.hits_redis += outcome.hits_redis
-        self.tokens_saved += outcome.tokens_saved
-        self.bytes_in += outcome.bytes_in
-        self.bytes_out += outcome.bytes_out
-        self.total_ms += outcome.total_ms
-        self.max_ms = max(self.max_ms, outcome.total_ms)
-        self.buckets[bisect_left(self.bounds, outcome.total_ms / 1000)] += 1
+        self._add_alike(outcome, 1)
+        self._add_time(outcome.total_ms)
+
+    def add_repeats(self, repeats: Repeats) -> None:
+        """Several more."""
+        self._add_alike(repeats.outcome, repeats.times)
+        self.total_ms += repeats.quick_ms
+        self.max_ms = max(self.max_ms, repeats.quick_max_ms)
+        self.buckets[bisect_left(self.bounds, QUICK_MS / 1000)] += repeats.quick
+        for took_ms in repeats.slow_ms:
+            self._add_time(took_ms)
+
+    def _add_alike(self, outcome: Outcome, times: int) -> None:
+        self.requests += times
+        self.hits_memory += times * outcome.hits_memory
+        self.hits_redis += times * outcome.hits_redis
+        self.tokens_saved += times * outcome.tokens_saved
+        self.bytes_in += times * outcome.bytes_in
+        self.bytes_out += times * outcome.bytes_out
+
+    def _add_time(self, took_ms: float) -> None:
+        self.total_ms += took_ms
+        self.max_ms = max(self.max_ms, took_ms)
+        self.buckets[bisect_left(self.bounds, took_ms / 1000)] += 1
 
 
 class Hits:
@@ -63,17 +78,17 @@ class Hits:
         """Whether *outcome* will be told of with others; if not, it is to be told of by itself."""
         if outcome.state is not CacheState.HIT or outcome.has_asked or not _is_plain(outcome):
             return False
-        if self._window is None:
-            self._window = asyncio.get_running_loop().call_later(_WINDOW_S, self.tell_all)
+        self._begin()
         if self._left > 0:
             self._left -= 1
             return False
-        kind = (outcome.operation, outcome.upstream)
-        held = self._sums.get(kind)
-        if held is None:
-            held = self._sums[kind] = HitSum(*kind, self._bounds)
-        held.add(outcome)
+        self._sum_of(outcome).add(outcome)
         return True
+
+    def add(self, repeats: Repeats) -> None:
+        """Plain hits of which one was taken: they are told of with others, too."""
+        self._begin()
+        self._sum_of(repeats.outcome).add_repeats(repeats)
 
     def tell_all(self) -> None:
         """Tell of what was taken so far, and begin anew."""
@@ -84,6 +99,17 @@ class Hits:
         sums, self._sums = self._sums, {}
         for held in sums.values():
             self._tell(held)
+
+    def _begin(self) -> None:
+        if self._window is None:
+            self._window = asyncio.get_running_loop().call_later(_WINDOW_S, self.tell_all)
+
+    def _sum_of(self, outcome: Outcome) -> HitSum:
+        kind = (outcome.operation, outcome.upstream)
+        held = self._sums.get(kind)
+        if held is None:
+            held = self._sums[kind] = HitSum(*kind, self._bounds)
+        return held
 
 
 def _is_plain(outcome: Outcome) -> bool:

@@ -8,7 +8,7 @@ background; never a text, a vector, a path, a header or a key.
 import re
 from typing import Any, Self
 
-from proxy.core.outcome import CacheState, Outcome
+from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
@@ -44,6 +44,10 @@ class Observer:
         self._metrics.observe(outcome)
         if self._log_requests:
             self._log.info("request", **request_fields(outcome))
+
+    def observe_repeats(self, repeats: Repeats) -> None:
+        """Count hits that came above a rate, and tell of them with others."""
+        self._hits.add(repeats)
 
     def close(self) -> None:
         """Tell of what is not told yet."""

@@ -1,0 +1,131 @@
+"""
+Answers out of memory, made without waiting for anybody: what ``flow`` tries first, and what repeated requests get.
+
+``AtOnce.answer`` looks at all that may have changed since the request was planned: lifetimes, refused credentials;
+``_Again``, which stands for a plan that is remembered, also at modes and purges.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from proxy.cache.memory import MemoryTier
+from proxy.callers import Callers
+from proxy.core.answer import Again, Answer
+from proxy.core.entry import Entry, Row
+from proxy.core.freshness import NONE
+from proxy.core.heavy import LARGE_BYTES
+from proxy.core.modes import Mode
+from proxy.core.outcome import CacheState, Outcome
+from proxy.core.ports import Clock, ModeSource
+from proxy.core.request import Head
+from proxy.planner import Planned, Planner
+
+
+class AtOnce:
+    """One per worker; *request_id* makes an id for an answer of ours."""
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        memory: MemoryTier,
+        callers: Callers,
+        modes: ModeSource,
+        request_id: Callable[[], str],
+        clock: Clock,
+    ) -> None:
+        self.planner = planner
+        self.memory = memory
+        self.callers = callers
+        self.modes = modes
+        self.clock = clock
+        self._request_id = request_id
+
+    def answer(self, planned: Planned, outcome: Outcome) -> Answer | None:
+        """The answer, if memory holds all of it; ``None``, with *outcome* as it was, if it does not."""
+        entries = None if planned.scopes else self.memory.all_of(planned.keys)
+        if entries is None or sum([len(entry.row.vector) for entry in entries]) >= LARGE_BYTES:
+            return None
+        now_unix_ms = self.now_unix_ms()
+        accept = planned.route.wishes.accept
+        for entry in entries:
+            if not accept(entry, now_unix_ms):
+                return None
+        if self.callers.mark(planned.owner, None, has_entries=True) is not None:
+            return None
+        outcome.state = CacheState.HIT
+        outcome.items = outcome.hits_memory = len(entries)
+        tell_ages(outcome, entries, now_unix_ms)
+        rows = [entry.row for entry in entries]
+        self.sign(outcome, rows, entries)
+        answer = ours(planned.plan.join(rows, outcome.request_id), outcome)
+        answer.again = _Again(self, planned)
+        return answer
+
+    def recall(self, head: Head, body: bytes) -> Again | None:
+        """What may answer a request with this *head* and *body*, if its plan is remembered."""
+        planned = self.planner.recall(head, body)
+        return None if planned is None else _Again(self, planned)
+
+    def sign(self, outcome: Outcome, rows: Sequence[Row], from_cache: Collection[Entry]) -> None:
+        """Give an answer made of *rows* an id, and tell whose they were and what it saves."""
+        outcome.request_id = self._request_id()
+        outcome.origins = tuple(dict.fromkeys([row.origin for row in rows if row.origin]))
+        outcome.tokens_saved += sum([entry.row.total_tokens for entry in from_cache])
+
+    def now_unix_ms(self) -> int:
+        """The wall clock."""
+        return int(self.clock.wall() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """See ``core.answer.Again``; equal for equal plans."""
+
+    at_once: AtOnce
+    planned: Planned
+
+    def __call__(self, outcome: Outcome) -> Answer | None:
+        """Another answer."""
+        route = self.planned.route
+        if not self._is_on():
+            return None
+        outcome.upstream, outcome.operation = route.upstream, route.operation
+        return self.at_once.answer(self.planned, outcome)
+
+    def __hash__(self) -> int:
+        return id(self.planned)
+
+    def holds(self) -> bool:
+        """Whether nothing speaks against it but the time."""
+        return self._is_on() and self.at_once.callers.mark(self.planned.owner, None, has_entries=True) is None
+
+    def same_until_unix_s(self) -> float:
+        """When its lines or its entries will be others."""
+        entries = self.at_once.memory.all_of(self.planned.keys)
+        if not entries or self.planned.route.wishes is not NONE:
+            return 0.0
+        now_unix_ms = self.at_once.now_unix_ms()
+        ages_ms = [entry.age_ms(now_unix_ms) for entry in entries]
+        left_ms = min([entry.ttl_ms - age_ms for entry, age_ms in zip(entries, ages_ms, strict=True)])
+        # Date, Age and ttl count whole seconds, each from a moment of its own.
+        same_ms = min(1000 - now_unix_ms % 1000, 1000 - max(ages_ms) % 1000, left_ms % 1000)
+        return min((now_unix_ms + same_ms) / 1000, self.at_once.memory.left_s(self.planned.keys) + now_unix_ms / 1000)
+
+    def _is_on(self) -> bool:
+        route, parts = self.planned.route, self.at_once
+        is_on = parts.modes.mode(route.upstream, route.operation) is Mode.ON
+        return is_on and parts.planner.is_current(self.planned)
+
+
+def ours(text: bytes, outcome: Outcome) -> Answer:
+    """An answer of ours in the vendor's form."""
+    headers = ((b"Content-Type", b"application/json"), (b"X-Request-Id", outcome.request_id.encode("ascii")))
+    return Answer(200, "OK", headers, text)
+
+
+def tell_ages(outcome: Outcome, entries: Collection[Entry], now_unix_ms: int) -> None:
+    """The age of the oldest of *entries*, and what is left of the one that ends first."""
+    ages_ms = [entry.age_ms(now_unix_ms) for entry in entries]
+    outcome.age_s = max(ages_ms) // 1000
+    outcome.ttl_s = min([entry.ttl_ms - age_ms for entry, age_ms in zip(entries, ages_ms, strict=True)]) // 1000

@@ -1,0 +1,90 @@
+"""
+Answers that were given a moment ago, ready to be given again where the same ones go out many times a second.
+
+Within a second another answer to the same request differs from the last one in its id alone. So at such rates an answer
+is cut where its id stands, and kept for a moment; whether anything speaks against it (modes, purges, refused
+credentials) is asked each time. Its requests are counted here, and told of when the moment is over.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.core.answer import Again
+from proxy.core.outcome import Outcome, Repeats
+from proxy.core.ports import Clock
+
+_WINDOW_S = 0.2
+_SINGLY = 50
+"""Answers in a window that are made one by one; below that rate nothing is gained."""
+_MAX_BYTES = 8 << 20
+_IDS = 2
+"""An answer of ours says its id twice: in a header line and in its body."""
+
+
+class RepeatsObserver(Protocol):
+    """Who is told."""
+
+    def observe_repeats(self, repeats: Repeats) -> None:
+        """Must not raise and must not wait."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    pieces: list[bytes]
+    until_unix_s: float
+    repeats: Repeats
+
+
+class Ready:
+    """One per worker; what it keeps is bounded in bytes, and gone after a moment."""
+
+    def __init__(self, observer: RepeatsObserver, request_id: Callable[[], str], clock: Clock) -> None:
+        self._observer = observer
+        self._request_id = request_id
+        self._clock = clock
+        self._kept: dict[Again, _Kept] = {}
+        self._bytes = 0
+        self._given = 0
+        self._window: asyncio.TimerHandle | None = None
+
+    def give(self, again: Again, transport: asyncio.WriteTransport) -> bool:
+        """Whether an answer was ready, and is given."""
+        kept = self._kept.get(again)
+        if kept is None:
+            return False
+        started_s = self._clock.monotonic()
+        if self._clock.wall() >= kept.until_unix_s or not again.holds():
+            self._tell(self._kept.pop(again))
+            return False
+        transport.write(self._request_id().encode("ascii").join(kept.pieces))
+        kept.repeats.add((self._clock.monotonic() - started_s) * 1000)
+        return True
+
+    def keep(self, again: Again, data: bytes, outcome: Outcome) -> None:
+        """*data*, head and body, was just given as *again*'s answer, and *outcome* tells of it."""
+        if self._window is None:
+            self._window = asyncio.get_running_loop().call_later(_WINDOW_S, self.tell_all)
+        self._given += 1
+        if self._given <= _SINGLY or self._bytes + len(data) > _MAX_BYTES:
+            return
+        pieces = data.split(outcome.request_id.encode("ascii"))
+        until_unix_s = again.same_until_unix_s()
+        if len(pieces) == _IDS + 1 and until_unix_s > self._clock.wall():
+            self._bytes += len(data)
+            self._kept[again] = _Kept(pieces, until_unix_s, Repeats(outcome))
+
+    def tell_all(self) -> None:
+        """Let go of everything, and tell of what was given."""
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
+        self._given = self._bytes = 0
+        kept, self._kept = self._kept, {}
+        for each in kept.values():
+            self._tell(each)
+
+    def _tell(self, kept: _Kept) -> None:
+        if kept.repeats.times:
+            self._observer.observe_repeats(kept.repeats)
