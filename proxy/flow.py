@@ -14,7 +14,9 @@ changes something.
         | yes
     body read, planned into items (one per text, one per query) --ambiguous, too large--> the same
         |                                                          (``planner``; remembered for equal bytes)
-    memory tier, then one Redis round trip for all items together
+    all in the memory tier? --yes--> join, answer (``at_once``)
+        | no
+    memory tier and one Redis round trip for all items together
         |                                        |
     all there: join, answer                  some missing, or past their lifetime
                                                  |            |

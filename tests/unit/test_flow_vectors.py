@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.ask import Asker, Upstreams
+from proxy.at_once import AtOnce
 from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
@@ -211,19 +212,25 @@ class Rig:
         )
         self.flow = Flow(
             planner=planner,
+            at_once=AtOnce(
+                planner=planner,
+                memory=MemoryTier(0, 0.0, self.clock.monotonic),
+                callers=callers,
+                modes=self.quiet,
+                request_id=lambda: f"ours-{next(ids)}",
+                clock=clock,
+            ),
             upstreams=upstreams,
             asker=asker,
             fetcher=fetcher,
             grace=grace,
             negatives=Negatives({}, self.clock.monotonic),
             callers=callers,
-            memory=MemoryTier(0, 0.0, self.clock.monotonic),
             voidable=self.voidable,
             tasks=self.tasks,
             modes=self.quiet,
             max_key_body_bytes=100_000,
             max_answer_bytes=MAX_ANSWER,
-            request_id=lambda: f"ours-{next(ids)}",
             clock=clock,
         )
 
@@ -568,7 +575,7 @@ async def test_writes_tell_of_themselves_only_where_it_is_wanted():
     _, outcome = await rig.writing()
     assert header_lines(outcome) == ()
     parts: dict[str, Any] = {"flow": rig.flow, "bridge": None, "observer": None, "error_body": None}
-    parts |= {"clients": None, "body_idle_s": 1.0}
+    parts |= {"at_once": None, "ready": None, "clients": None, "body_idle_s": 1.0}
     assert Front(**parts)._own_lines(outcome) == ()
     assert Front(**parts, cache_status_on_pass=True)._own_lines(outcome) == (
         (b"Cache-Status", b"dashcache; fwd=method; fwd-status=200"),
