@@ -1,7 +1,7 @@
 """
 Reads pipelined on one connection: for hits, the client's work per command costs more than Redis' own.
 
-Commands are written as they come, and replies, which come in the order of the commands, are handed out as they come:
+Commands are written once a turn of the loop, and replies, which come in the order of the commands, are handed out as they come:
 no task, no timer and no connection of its own for any of them. Who leaves keeps a place in the row; the reply is read
 and thrown away. Whatever makes it doubtful whose reply is next ends the connection, and everything asked on it.
 """
@@ -57,6 +57,7 @@ class Pipe(asyncio.Protocol):
         self._reader = hiredis.Reader(protocolError=Garbage, replyError=parse_error, notEnoughData=_MORE)
         # Each with the number of values wanted, when it was sent (monotonic), and its mark.
         self._pending: deque[tuple[Asked, int, float, int | None]] = deque()
+        self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | PromptTurn | None = None
         self._is_full = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -79,16 +80,26 @@ class Pipe(asyncio.Protocol):
         self._pending.append((asked, len(names), time.monotonic(), mark))
         if self._watch is None:
             self._watch = self._loop.call_later(self._deadline_s, self._look)
-        try:
-            self._transport.write(hiredis.pack_command((b"MGET", *names)))  # type: ignore[arg-type]
-        except RuntimeError:  # uvloop's word for a connection that has just broken
-            self._end(ConnectionResetError("the connection to Redis has ended"))
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(hiredis.pack_command((b"MGET", *names)))  # type: ignore[arg-type]
         return asked
 
     async def close(self) -> None:
         """End the connection and what is under way on it, and wait until it is gone."""
         self._end(Neutral())
         await self._gone
+
+    def _send(self) -> None:
+        """What one turn of the loop asked for at once: a system call costs as much as all the rest."""
+        if not self.is_open:
+            return
+        commands = b"".join(self._unsent)
+        self._unsent.clear()
+        try:
+            self._transport.write(commands)
+        except RuntimeError:  # uvloop's word for a connection that has just broken
+            self._end(ConnectionResetError("the connection to Redis has ended"))
 
     # --- called by the event loop -------------------------------------------------------------------------------------
 
