@@ -1,9 +1,10 @@
 """
 Reads pipelined on one connection: for hits, the client's work per command costs more than Redis' own.
 
-Commands are written once a turn of the loop, and replies, which come in the order of the commands, are handed out as they come:
-no task, no timer and no connection of its own for any of them. Who leaves keeps a place in the row; the reply is read
-and thrown away. Whatever makes it doubtful whose reply is next ends the connection, and everything asked on it.
+Commands are written once a turn of the loop, and replies, which come in the order of the commands, are handed out as
+they arrive: no task, no timer and no connection of its own for any of them. Who leaves keeps a place in the row; the
+reply is read and thrown away. Whatever makes it doubtful whose reply is next ends the connection, and everything asked
+on it.
 """
 
 import asyncio
@@ -128,9 +129,13 @@ class Pipe(asyncio.Protocol):
         """It does again."""
         self._is_full = False
 
+    def eof_received(self) -> None:
+        """Redis says no more, and the connection closes by itself."""
+        self._end(ConnectionResetError("Redis has closed the connection"))
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what was under way; nothing else follows."""
-        self._end(ConnectionResetError("the connection to Redis has ended") if exc is None else exc)
+        self._end(exc or ConnectionResetError("the connection to Redis has ended"))
         if not self._gone.done():
             self._gone.set_result(None)
 

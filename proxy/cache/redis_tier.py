@@ -336,7 +336,7 @@ class RedisTier:
             raise
         if has_more:
             await connection.disconnect(nowait=True)
-            raise InvalidResponse("more than was asked for")
+            raise RedisConnectionError("more came than was asked for")  # no room for another client, for example
         connection._reader = connection._writer = None  # noqa: SLF001  ours from here on
         return Pipe(
             writer,
