@@ -33,7 +33,7 @@ class Garbage(Exception):  # noqa: N818  speaks of Redis, see FAILURES
 
 class Pipe(asyncio.Protocol):
     """
-    One connection, taken over from *writer* once nothing is left to be read from it.
+    One connection, taken over from *writer*, which is open and has nothing left to be read.
 
     *parse_error* makes an exception of an error reply's text; *judge* says which failure of Redis that is, ``None`` if
     Redis is well and refuses only this command. *ended* is told how each command ended that was asked with a mark: of
@@ -62,12 +62,9 @@ class Pipe(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | PromptTurn | None = None
         self._is_full = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
-        self.is_open = not self._transport.is_closing()
-        if self.is_open:
-            self._transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)
-            self._transport.set_protocol(self)
-        else:
-            self._gone.set_result(None)
+        self.is_open = True
+        self._transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)
+        self._transport.set_protocol(self)
 
     def ask(self, names: Sequence[bytes], mark: int | None) -> Asked | None:
         """
@@ -77,13 +74,14 @@ class Pipe(asyncio.Protocol):
         """
         if not self.is_open or self._is_full or len(self._pending) >= MAX_PENDING:
             return None
+        command = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]
         asked: Asked = self._loop.create_future()
         self._pending.append((asked, len(names), time.monotonic(), mark))
         if self._watch is None:
             self._watch = self._loop.call_later(self._deadline_s, self._look)
         if not self._unsent:
             self._loop.call_soon(self._send)
-        self._unsent.append(hiredis.pack_command((b"MGET", *names)))  # type: ignore[arg-type]
+        self._unsent.append(command)
         return asked
 
     async def close(self) -> None:
@@ -106,8 +104,6 @@ class Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand out the replies that are complete now."""
-        if not self.is_open:
-            return
         reader, pending = self._reader, self._pending
         try:
             reader.feed(data)
@@ -144,9 +140,9 @@ class Pipe(asyncio.Protocol):
     def _answer(self, reply: object) -> None:
         """Give *reply* to the oldest command."""
         asked, count, _, mark = self._pending[0]
-        if type(reply) is list and len(reply) == count and _are_values(reply):
+        if type(reply) is list and len(reply) == count and all(v is None or type(v) is bytes for v in reply):
             values: Values = reply
-        elif isinstance(reply, Exception) and not isinstance(reply, Garbage):
+        elif isinstance(reply, Exception):
             if (failure := self._judge(reply)) is not None:
                 self._end(failure)
                 return
@@ -154,10 +150,10 @@ class Pipe(asyncio.Protocol):
         else:
             raise Garbage("not one value per key")
         self._pending.popleft()
-        if mark is not None:
-            self._ended(mark, None)
         if not asked.done():
             asked.set_result(values)
+        if mark is not None:
+            self._ended(mark, None)
 
     def _end(self, error: Exception, *, is_for_all: bool = False) -> None:
         """
@@ -171,14 +167,15 @@ class Pipe(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        while self._pending:
-            asked, _, _, mark = self._pending.popleft()
-            if mark is not None:
-                self._ended(mark, error)
+        row = enumerate(self._pending)
+        ends = [(asked, mark, error if is_for_all or not at else Neutral()) for at, (asked, _, _, mark) in row]
+        self._pending.clear()
+        for asked, _, end in ends:  # first, so that nobody waits for ever whatever is thought of it
             if not asked.done():
-                asked.set_result(error)
-            if not is_for_all:
-                error = Neutral()
+                asked.set_result(end)
+        for _, mark, end in ends:
+            if mark is not None:
+                self._ended(mark, end)
 
     # --- the deadline -------------------------------------------------------------------------------------------------
 
@@ -201,7 +198,3 @@ class Pipe(asyncio.Protocol):
             self._end(TimeoutError("no reply within the deadline"), is_for_all=True)
         else:
             self._look()
-
-
-def _are_values(reply: list[object]) -> bool:
-    return all(value is None or type(value) is bytes for value in reply)

@@ -330,13 +330,13 @@ class RedisTier:
             reader, writer = connection._reader, connection._writer  # noqa: SLF001  there is no other way to them
             if reader is None or writer is None:
                 return None
-            has_more = await connection.can_read()
+            is_usable = not await connection.can_read() and not writer.is_closing()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if has_more:
+        if not is_usable:  # it has no room for another client, for example
             await connection.disconnect(nowait=True)
-            raise RedisConnectionError("more came than was asked for")  # no room for another client, for example
+            raise RedisConnectionError("closed, or more came than was asked for")
         connection._reader = connection._writer = None  # noqa: SLF001  ours from here on
         return Pipe(
             writer,

@@ -7,6 +7,7 @@ import time
 from typing import Self
 
 import pytest
+import uvloop
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
 
@@ -238,6 +239,26 @@ async def test_a_connection_that_breaks_in_a_reply(data):
         assert line.pipe.ask([b"name"], 1) is None
 
 
+async def test_nothing_is_asked_once_redis_has_said_its_last():
+    async with Line() as line:
+        line.hang_up()
+        await wait_until(lambda: not line.pipe.is_open, what="the end")
+        assert line.pipe.ask([b"name"], 1) is None
+        assert line.ended == []
+
+
+async def test_nobody_waits_for_ever_though_the_breaker_stumbles():
+    async with Line() as line:
+        line.pipe._ended = lambda _mark, _error: 1 / 0
+        first, second, third = (line.ask() for _ in range(3))
+        with pytest.raises(ZeroDivisionError):  # the loop's to tell
+            line.say(array(b"one"))
+        assert first.result() == [b"one"]
+        assert second.done()
+        assert third.done()
+        assert not line.pipe.is_open
+
+
 async def test_closing_ends_what_is_under_way_and_says_nothing_of_redis():
     async with Line() as line:
         asked = line.ask()
@@ -290,16 +311,34 @@ async def test_each_command_has_the_whole_deadline():
         assert isinstance(asked.result(), TimeoutError), "and it is watched again"
 
 
-async def test_a_busy_loop_of_ours_is_not_a_slow_redis():
-    async with Line(0.02) as line:
-        asked = line.ask()
-        await line.heard(1)
-        line._theirs.send(array(b"in time"))
-        busy_until_s = time.monotonic() + 0.1
-        while time.monotonic() < busy_until_s:
-            pass
-        await asyncio.wait([asked])
-        assert asked.result() == [b"in time"]
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_busy_loop_of_ours_is_not_a_slow_redis(new_loop):
+    """The one loop looks at sockets before timers, the other after."""
+
+    async def busy() -> None:
+        async with Line(0.02) as line:
+            asked = line.ask()
+            await line.heard(1)
+            line._theirs.send(array(b"in time"))
+            busy_until_s = time.monotonic() + 0.1
+            while time.monotonic() < busy_until_s:
+                pass
+            await asyncio.wait([asked])
+            assert asked.result() == [b"in time"]
+            assert line.pipe.is_open
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(busy())
+
+
+async def test_a_command_is_not_judged_by_the_silence_before_it():
+    async with Line() as line:
+        late, next_one = line.ask(), line.ask()
+        oldest = line.pipe._pending[0]
+        line.say(array(b"at last"))
+        line.pipe._judge_silence(oldest)
+        assert late.result() == [b"at last"]
+        assert not next_one.done()
         assert line.pipe.is_open
 
 
