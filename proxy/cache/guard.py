@@ -169,7 +169,6 @@ class Guard:
     def _changed(self, new: str) -> None:
         self._epoch += 1
         self._is_closed = new == pybreaker.STATE_CLOSED
-        self._is_clean = False  # until the next success
         if new == pybreaker.STATE_OPEN:
             self._opened_s = self._monotonic()
 
