@@ -23,6 +23,7 @@ _HEADER = struct.Struct("<BBQQBI")
 # A control byte, which no JSON text contains. An envelope can be a protobuf message with any byte: it stands first.
 _SEPARATOR = b"\x1e"
 _MAX_SURROUNDINGS = 1 << 20
+_FORMS = {form.value: form for form in Form}
 
 # What envelopes and skeletons look like today; compressing against it leaves little more than the request id. It is
 # part of the format: a change needs a new version.
@@ -86,14 +87,16 @@ class Codec:
         if version != FORMAT_VERSION:
             raise Rejected("format version")
         try:
-            row = self._row(Form(form), stored[start:], length)
-        except (ValueError, TypeError, AttributeError, zlib.error) as error:  # the rest are ValueErrors
+            row = self._row(_FORMS[form], stored[start:], length)
+        except (ValueError, TypeError, AttributeError, KeyError, zlib.error) as error:  # the rest are ValueErrors
             raise Rejected("contents") from error
         return Entry(row, stored_unix_ms, ttl_ms, stored[_HEADER.size : start])
 
     def _row(self, form: Form, contents: bytes, length: int) -> Row:
         envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).rsplit(_SEPARATOR, 4)
-        spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled or b"[]"))
+        spelled: tuple[tuple[int, bytes], ...] = ()
+        if respelled:
+            spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled))
         return Row(
             envelope=envelope,
             skeleton=skeleton,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -9,8 +10,32 @@ from typing import Self
 # one more turn is always granted: an answer that is there already must be heard first.
 _TURN_S = 0.001
 _FREE_S = 0.002
-_MOST = 10
+MOST_DEADLINES = 10
 """However busy the loop, nobody waits longer than so many times the deadline."""
+
+
+class PromptTurn:
+    """Calls *then* once the loop has come round promptly, and at *last_s* (monotonic seconds) in any case."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, last_s: float, then: Callable[[], None]) -> None:
+        self._loop = loop
+        self._last_s = last_s
+        self._then = then
+        self._again()
+
+    def cancel(self) -> None:
+        """Do not call it."""
+        self._handle.cancel()
+
+    def _again(self) -> None:
+        self._handle = self._loop.call_later(_TURN_S, self._judge, time.monotonic() + _TURN_S)
+
+    def _judge(self, due_s: float) -> None:
+        now_s = time.monotonic()
+        if now_s - due_s > _FREE_S and now_s < self._last_s:
+            self._again()
+        else:
+            self._then()
 
 
 class Deadline:
@@ -35,8 +60,8 @@ class Deadline:
         self._task = task
         self._cancelling = task.cancelling()
         self._loop = asyncio.get_running_loop()
-        self._last_s = time.monotonic() + self._seconds * _MOST
-        self._handle = self._loop.call_later(self._seconds, self._look_again)
+        self._last_s = time.monotonic() + self._seconds * MOST_DEADLINES
+        self._handle: asyncio.TimerHandle | PromptTurn = self._loop.call_later(self._seconds, self._look_again)
         return self
 
     async def __aexit__(
@@ -47,13 +72,8 @@ class Deadline:
             raise TimeoutError from error
 
     def _look_again(self) -> None:
-        due_s = time.monotonic() + _TURN_S
-        self._handle = self._loop.call_later(_TURN_S, self._judge, due_s)
+        self._handle = PromptTurn(self._loop, self._last_s, self._expire)
 
-    def _judge(self, due_s: float) -> None:
-        now_s = time.monotonic()
-        if now_s - due_s > _FREE_S and now_s < self._last_s:
-            self._look_again()
-        else:
-            self._expired = True
-            self._task.cancel()
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()

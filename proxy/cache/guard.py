@@ -11,6 +11,9 @@ half-open circuit admits everybody. So here
   began before a trip says nothing about what came after it;
 - time is monotonic and ours;
 - half-open admits one.
+
+What costs less than such a task, and cannot be cancelled either, runs without one while the circuit is closed: between
+``begin`` and ``end``.
 """
 
 import asyncio
@@ -56,6 +59,8 @@ class Guard:
         self._on_failure = on_failure
         self._monotonic = monotonic
         self._epoch = 0  # grows with every change of state
+        self._is_closed = True
+        self._is_clean = True  # closed, and nothing counted: success changes nothing
         self._opened_s = 0.0
         self._trial_running = False
         # A day: pybreaker's own clock is the wall clock; ours decides when a trial may start.
@@ -96,6 +101,22 @@ class Guard:
             raise result
         return result
 
+    def begin(self) -> int | None:
+        """
+        The mark of an operation that runs without ``run``, for ``end``; ``None`` unless the circuit is closed.
+
+        Whoever begins is sure to end, within the deadline and whatever its client does.
+        """
+        return self._epoch if self._is_closed else None
+
+    def end(self, mark: int, error: Exception | None) -> None:
+        """The operation with this *mark* has succeeded, and vouches, or ended with *error*, which may be neutral."""
+        if error is None:
+            self._report(mark, None)
+        elif isinstance(error, self._failures):
+            self._on_failure(error)
+            self._report(mark, error)
+
     def _admit(self) -> bool:
         """Whether the caller runs the one trial of a half-open circuit; raises Unavailable if it may not run at all."""
         if self.state == pybreaker.STATE_CLOSED:
@@ -130,7 +151,7 @@ class Guard:
                     self._breaker.open()  # nothing was learnt; the next trial gets its turn after the usual time
 
     def _report(self, epoch: int, error: BaseException | None) -> None:
-        if epoch != self._epoch:
+        if epoch != self._epoch or (error is None and self._is_clean):
             return
 
         def outcome() -> None:
@@ -142,9 +163,12 @@ class Guard:
         except BaseException as raised:
             if raised is not error:
                 raise
+        finally:
+            self._is_clean = self._is_closed and self.failures_in_a_row == 0
 
     def _changed(self, new: str) -> None:
         self._epoch += 1
+        self._is_closed = new == pybreaker.STATE_CLOSED
         if new == pybreaker.STATE_OPEN:
             self._opened_s = self._monotonic()
 

@@ -28,7 +28,7 @@ class MemoryTier:
 
     def get(self, key: bytes) -> Entry | None:
         """The entry under *key*, if it is held and its time here is not over."""
-        held = self._entries.get(key)
+        held = self._entries.get(key) if self._max_bytes else None
         return held[0] if held is not None else None
 
     def all_of(self, keys: Iterable[bytes]) -> list[Entry] | None:
@@ -44,6 +44,8 @@ class MemoryTier:
 
     def put(self, key: bytes, entry: Entry, remaining_ms: int) -> None:
         """Hold *entry* for its *remaining_ms*, at most for the tier's age limit; too large ones are not held."""
+        if not self._max_bytes:  # switched off
+            return
         hold_s = min(remaining_ms / 1000, self._max_age_s)
         if hold_s > 0 and entry.row.size <= self._max_bytes:
             self._entries[key] = (entry, self._monotonic() + hold_s)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+_COMMA = ord(",")
 _MAX_RESPELLED = 32  # beyond it the text is kept whole: the form was not the vendor's
 
 
@@ -116,12 +117,18 @@ def _differences(written: bytes, text: bytes) -> tuple[tuple[int, bytes], ...] |
 
 
 def _respell(text: bytes, respelled: tuple[tuple[int, bytes], ...]) -> bytes:
-    numbers = text[1:-1].split(b",")
+    """*text* with the numbers at these positions, in ascending order, spelled so."""
+    commas = np.flatnonzero(np.frombuffer(text, np.uint8) == _COMMA)  # not split: 1,024 objects for one that differs
+    pieces, copied = [], 0
     for position, spelled in respelled:
-        if not 0 <= position < len(numbers):
+        if not 0 <= position <= len(commas):
             raise Unreadable("respelled position")
-        numbers[position] = spelled
-    return b"[" + b",".join(numbers) + b"]"
+        start = int(commas[position - 1]) + 1 if position else 1
+        if start < copied:
+            raise Unreadable("respelled positions out of order")
+        pieces += [text[copied:start], spelled]
+        copied = int(commas[position]) if position < len(commas) else len(text) - 1
+    return b"".join((*pieces, text[copied:]))
 
 
 def _from_base64(text: bytes) -> bytes | None:
@@ -145,7 +152,7 @@ def _fold(numbers: bytes, width: int) -> bytes:
     return struct.pack("<I", len(top)) + top + planes[:-1].tobytes()
 
 
-def _unfold(packed: bytes, width: int) -> bytes:
+def _unfold(packed: bytes, width: int) -> bytearray:
     if len(packed) < 4:
         raise Unreadable("too short")
     (length,) = struct.unpack_from("<I", packed)
@@ -153,13 +160,14 @@ def _unfold(packed: bytes, width: int) -> bytes:
     count, left_over = divmod(len(rest), width - 1)
     if left_over or not count:
         raise Unreadable("planes of unequal length")
-    planes = np.empty((width, count), np.uint8)
-    planes[:-1] = np.frombuffer(rest, np.uint8).reshape(width - 1, count)
     top = _inflate(packed[4 : 4 + length], count, -zlib.MAX_WBITS)
     if len(top) != count:
         raise Unreadable("planes of unequal length")
-    planes[-1] = np.frombuffer(top, np.uint8)
-    return planes.T.tobytes()
+    numbers = bytearray(width * count)  # half the time of what numpy takes to transpose
+    for plane in range(width - 1):
+        numbers[plane::width] = rest[plane * count : (plane + 1) * count]
+    numbers[width - 1 :: width] = top
+    return numbers
 
 
 def _inflate(squeezed: bytes, max_bytes: int, window: int) -> bytes:

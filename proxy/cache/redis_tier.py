@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -31,67 +31,15 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from proxy.cache import scripts
 from proxy.cache.deadline import Deadline
 from proxy.cache.guard import Guard, Neutral, Unavailable
+from proxy.cache.pipe import Garbage, Pipe
+from proxy.cache.reads import Reads
 
 Result = TypeVar("Result")
 
 Tokens = tuple[bytes, ...]
-
-# Between reading the tokens and keeping an answer lies a call to the upstream; only Redis can tell whether a write came
-# between. KEYS: entry, n tokens, n holds. ARGV: value, lifetime in ms, n, the n tokens as they were.
-_FILL = """
-local n = tonumber(ARGV[3])
-for i = 1, n do
-  if redis.call('GET', KEYS[1 + i]) ~= ARGV[3 + i] then return 0 end
-  if redis.call('EXISTS', KEYS[1 + n + i]) == 1 then return 0 end
-end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-
-# KEYS: n claims, n entries. ARGV: owner, lease in ms, n, n times whether to look for the entry.
-# Answers: 1 claimed, 0 held by another, 2 the entry is there, 3 nobody need claim it.
-_CLAIM = """
-local n, answers = tonumber(ARGV[3]), {}
-for i = 1, n do
-  if ARGV[3 + i] == '1' and redis.call('EXISTS', KEYS[n + i]) == 1 then
-    answers[i] = 2
-  elseif redis.call('SET', KEYS[i], ARGV[1], 'NX', 'PX', ARGV[2]) then
-    answers[i] = 1
-  else
-    local holder = redis.call('GET', KEYS[i])
-    answers[i] = holder == ARGV[1] and 1 or holder == '' and 3 or 0
-  end
-end
-return answers
-"""
-
-# KEYS: claims. ARGV: owner, and for those that are the owner's a new lease in ms.
-_RENEW = """
-for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('SET', KEYS[i], ARGV[1], 'XX', 'PX', ARGV[2]) end
-end
-return 1
-"""
-
-# KEYS: claims. ARGV: owner, and for how many ms nobody need claim them: an empty value says so.
-_RELEASE = """
-for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then
-    if ARGV[2] == '0' then redis.call('UNLINK', KEYS[i]) else redis.call('SET', KEYS[i], '', 'PX', ARGV[2]) end
-  end
-end
-return 1
-"""
-
-# Accepted again: only who knows the mark may take it away. KEYS: standing. ARGV: accepted, lifetime in ms, mark.
-_ACCEPT = """
-local held = redis.call('GET', KEYS[1])
-if not held or held == ARGV[3] then held = ARGV[1] end
-redis.call('SET', KEYS[1], held, 'PX', ARGV[2])
-return 1
-"""
 
 # How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
 # that is slow, but always just in time, hold a request for as long as the queue before it.
@@ -107,6 +55,7 @@ FAILURES: tuple[type[Exception], ...] = (
     RedisConnectionError,
     RedisTimeoutError,
     InvalidResponse,
+    Garbage,
     ClusterDownError,
     OSError,
     EOFError,
@@ -120,7 +69,7 @@ def failure_kind(error: BaseException) -> str:
         ((RedisTimeoutError, TimeoutError), "timeout"),
         ((BusyLoadingError,), "loading"),
         ((AuthenticationError,), "authentication"),
-        ((InvalidResponse,), "garbage"),
+        ((InvalidResponse, Garbage), "garbage"),
         ((ClusterDownError,), "cluster-down"),
         ((RedisConnectionError, OSError, EOFError), "connection"),
         ((ResponseError,), "rejected"),
@@ -154,7 +103,7 @@ class RedisTier:
             socket_timeout=backstop_s,
             socket_connect_timeout=backstop_s,
             retry=Retry(NoBackoff(), 0),
-            max_connections=max_connections,
+            max_connections=max(1, max_connections - 1),  # one is for reads
             decode_responses=False,
             protocol=2,
             driver_info=None,  # or every new connection begins with two commands that nobody needs
@@ -164,13 +113,15 @@ class RedisTier:
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
         self._claims = prefix.encode("ascii") + b":c:"
         self._standings = prefix.encode("ascii") + b":s:"
-        self._fill = self._redis.register_script(_FILL)
-        self._claim = self._redis.register_script(_CLAIM)
-        self._renew = self._redis.register_script(_RENEW)
-        self._release = self._redis.register_script(_RELEASE)
-        self._accept = self._redis.register_script(_ACCEPT)
+        self._fill = self._redis.register_script(scripts.FILL)
+        self._claim = self._redis.register_script(scripts.CLAIM)
+        self._renew = self._redis.register_script(scripts.RENEW)
+        self._release = self._redis.register_script(scripts.RELEASE)
+        self._accept = self._redis.register_script(scripts.ACCEPT)
         self._guard = guard
+        self._deadline_s = deadline_s
         self._wait_s = _PATIENCE * deadline_s
+        self._reads = Reads(guard, self._connect)
         self._on_rejected = on_rejected
         # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
         # before the word that answers have become stale.
@@ -180,7 +131,7 @@ class RedisTier:
 
     async def read(self, keys: Sequence[bytes], owner: bytes) -> tuple[list[bytes | None], bytes | None] | None:
         """The sealed values under *keys*, in order, and *owner*'s standing; ``None`` when Redis could not be asked."""
-        reply = await self._values([*map(self._name, keys), self._standing(owner)])
+        reply = await self._reads.values([*map(self._name, keys), self._standing(owner)])
         return None if reply is None else (reply[:-1], reply[-1])
 
     async def write(self, values: Sequence[tuple[bytes, bytes, int]]) -> int:
@@ -213,7 +164,7 @@ class RedisTier:
         ``None`` when Redis could not be asked.
         """
         names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes), self._standing(owner)]
-        reply = await self._values(names)
+        reply = await self._reads.values(names)
         if reply is None:
             return None
         *found, standing = reply
@@ -344,6 +295,7 @@ class RedisTier:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._reads.close()
         await self._pool.disconnect()
 
     async def _asked(self, command: Awaitable[Result]) -> Result | None:
@@ -368,25 +320,43 @@ class RedisTier:
             raise RedisConnectionError("busy") from error
         self._on_rejected(failure_kind(error))
 
-    async def _values(self, names: list[bytes]) -> list[bytes | None] | None:
-        """What stands under *names*, in one round trip."""
+    # --- how it is asked ----------------------------------------------------------------------------------------------
 
-        async def fetch() -> list[bytes | None]:
-            reply = await self._asked(self._redis.mget(names))
-            if reply is None:
-                return [None] * len(names)
-            if not isinstance(reply, list) or len(reply) != len(names):
-                await self._pool.disconnect(inuse_connections=False)
-                raise InvalidResponse("not one value per key")
-            return [value if isinstance(value, bytes) else None for value in reply]
-
+    async def _connect(self) -> Pipe | None:
+        """redis-py connects, as it knows every kind of URL, and hands over what it made."""
+        connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            # Outside the guard: the wait is for our own connections. It ends soon even if Redis hangs, because those in
-            # front fail at their deadline, and then the circuit opens.
-            async with self._place(self._read_places):
-                return await self._guard.run(fetch)
-        except Unavailable:
-            return None
+            await self._asked(connection.connect())  # type: ignore[no-untyped-call]
+            reader, writer = connection._reader, connection._writer  # noqa: SLF001  there is no other way to them
+            if reader is None or writer is None:
+                return None
+            is_usable = not await connection.can_read() and not writer.is_closing()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        if not is_usable:  # it has no room for another client, for example
+            await connection.disconnect(nowait=True)
+            raise RedisConnectionError("closed, or more came than was asked for")
+        connection._reader = connection._writer = None  # noqa: SLF001  ours from here on
+        return Pipe(
+            writer,
+            deadline_s=self._deadline_s,
+            parse_error=connection._parser.parse_error,  # noqa: SLF001
+            judge=self._failure,
+            ended=self._guard.end,
+        )
+
+    def _failure(self, error: Exception) -> Exception | None:
+        """Which failure of Redis the *error* in a reply is; ``None`` when Redis is well but refuses this command."""
+        if isinstance(error, FAILURES):
+            return error
+        try:
+            self._refused(error)
+        except RedisConnectionError as busy:
+            return busy
+        return None
+
+    # --- places and names ---------------------------------------------------------------------------------------------
 
     def _claim_name(self, key: bytes) -> bytes:
         return self._claims + base64.urlsafe_b64encode(key).rstrip(b"=")

@@ -1,6 +1,5 @@
 """Read-through over the tiers, nearest first: memory, then all that is left in one Redis round trip."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -131,8 +130,10 @@ class Tiers:
         """Those of *sealed* that are entries of ours."""
         opened = {}
         for key, value in sealed.items():
-            with contextlib.suppress(Rejected):
+            try:
                 opened[key] = self._codec.open(key, value)
+            except Rejected:
+                continue
         return opened
 
     def _sealed(self, entries: Mapping[bytes, Entry]) -> list[tuple[bytes, bytes, int]]:

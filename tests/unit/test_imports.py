@@ -13,7 +13,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"core"}, set()),
     "errors": (set(), set()),
     "vendors": ({"core", "errors", "vendors"}, {"orjson", "msgspec", "numpy"}),
-    "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis"}),
+    "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis", "hiredis"}),
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),
     "callers": ({"core", "cache"}, set()),
     "ask": ({"core", "errors", "cache", "callers"}, set()),
@@ -28,6 +28,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 # whoever replaces the library opens these files only
 SOLE_IMPORTER = {
     "redis": {"redis_tier.py"},
+    "hiredis": {"pipe.py"},
     "pybreaker": {"guard.py"},
     "cachetools": {"flights.py", "leases.py", "memory.py", "standings.py"},
 }

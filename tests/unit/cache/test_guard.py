@@ -431,3 +431,99 @@ async def test_failure_counts_whether_it_would_have_vouched_or_not():
         with pytest.raises(Unavailable):
             await rig.guard.run(write, vouches=False)
     assert rig.guard.state == "open"
+
+
+# --- operations without a task ----------------------------------------------------------------------------------------
+
+
+def marked(rig: Rig) -> int:
+    mark = rig.guard.begin()
+    assert mark is not None
+    return mark
+
+
+async def test_failures_between_begin_and_end_count_with_all_others():
+    rig = Rig()
+    for _ in range(10):
+        for _ in range(2):
+            rig.guard.end(marked(rig), RedisDownError())
+        await rig.fail(2)
+        assert rig.guard.failures_in_a_row == 4
+        rig.guard.end(marked(rig), None)
+        assert rig.guard.failures_in_a_row == 0
+    rig.guard.end(marked(rig), TimeoutError())
+    await rig.fail(3)
+    rig.guard.end(marked(rig), ConnectionError())
+    assert rig.guard.state == "open"
+    assert rig.changes == [("closed", "open")]
+    assert len(rig.failures) == 45
+    assert rig.guard.begin() is None
+
+
+async def test_a_neutral_end_says_nothing():
+    rig = Rig()
+    await rig.fail(4)
+    for _ in range(10):
+        rig.guard.end(marked(rig), Neutral())
+    assert (rig.guard.state, rig.guard.failures_in_a_row, len(rig.failures)) == ("closed", 4, 4)
+
+
+async def test_nothing_begins_without_a_task_unless_the_circuit_is_closed():
+    rig, gate = await Rig().open(), asyncio.Event()
+    rig.clock.advance(RESET_S)
+    assert rig.guard.begin() is None, "a trial is one, and has a task"
+    trial = start(rig, "trial", gate)
+    await turns()
+    assert rig.guard.state == "half-open"
+    assert rig.guard.begin() is None
+    gate.set()
+    assert await trial == "trial"
+    rig.guard.end(marked(rig), None)
+    assert rig.guard.state == "closed"
+
+
+async def test_the_end_of_what_began_before_the_trip_changes_nothing():
+    rig = Rig()
+    early = [marked(rig) for _ in range(20)]
+    await rig.open()
+    for mark in early[:10]:
+        rig.guard.end(mark, None)
+        rig.guard.end(mark, RedisDownError())
+    assert (rig.guard.state, rig.changes) == ("open", [("closed", "open")])
+    rig.clock.advance(RESET_S)
+    assert await rig.run("trial") == "trial"
+    await rig.fail(4)
+    for mark in early[10:]:
+        rig.guard.end(mark, None)
+        assert rig.guard.failures_in_a_row == 4
+        rig.guard.end(mark, RedisDownError())
+    assert rig.guard.state == "closed"
+    assert len(rig.failures) == 29, "they are told all the same"
+
+
+async def test_successes_in_a_row_are_not_worth_a_call_to_the_state_machine(monkeypatch):
+    """It takes a lock and tells listeners; with nothing counted, there is nothing that success could change."""
+    rig, calls = Rig(), 0
+    plain = pybreaker.CircuitBreaker.call
+
+    def counted(self, *args):
+        nonlocal calls
+        calls += 1
+        return plain(self, *args)
+
+    monkeypatch.setattr(pybreaker.CircuitBreaker, "call", counted)
+    for _ in range(10):
+        rig.guard.end(marked(rig), None)
+        await rig.run()
+    assert calls == 0
+    await rig.fail(1)
+    await rig.run()
+    await rig.run()
+    assert calls == 2
+    await rig.open()
+    rig.clock.advance(RESET_S)
+    await rig.run("trial")
+    calls = 0
+    for _ in range(3):
+        await rig.run()
+    assert calls <= 1

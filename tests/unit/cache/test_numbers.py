@@ -169,6 +169,20 @@ def test_a_respelled_position_outside_the_vector_is_unreadable(position):
         unpack(form, packed, ((position, b"1"),), LIMIT)
 
 
+@pytest.mark.parametrize("positions", [(1, 0), (0, 0), (2, 2), (2, 0)])
+def test_respelled_positions_are_in_ascending_order(positions):
+    form, packed, _ = pack(b"[1.0,2.0,3.0]")
+    with pytest.raises(Unreadable):
+        unpack(form, packed, tuple((position, b"1") for position in positions), LIMIT)
+
+
+def test_every_number_can_be_respelled():
+    form, packed, _ = pack(b"[1.0,2.0,3.0]")
+    assert unpack(form, packed, ((0, b"1"), (1, b"2.00"), (2, b"3e0")), LIMIT) == b"[1,2.00,3e0]"
+    form, packed, _ = pack(b"[1.0]")
+    assert unpack(form, packed, ((0, b"1"),), LIMIT) == b"[1]"
+
+
 def test_text_does_not_grow_beyond_its_bound():
     bomb = zlib.compress(b"0" * (64 << 20), 9)
     with pytest.raises(Unreadable):

@@ -1,0 +1,200 @@
+"""
+Reads pipelined on one connection: for hits, the client's work per command costs more than Redis' own.
+
+Commands are written once a turn of the loop, and replies, which come in the order of the commands, are handed out as
+they arrive: no task, no timer and no connection of its own for any of them. Who leaves keeps a place in the row; the
+reply is read and thrown away. Whatever makes it doubtful whose reply is next ends the connection, and everything asked
+on it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import hiredis
+
+from proxy.cache.deadline import MOST_DEADLINES, PromptTurn
+from proxy.cache.guard import Neutral
+
+MAX_PENDING = 4_096
+"""Commands under way on one connection; a healthy Redis answers so many in well under a deadline."""
+
+_MAX_UNSENT_BYTES = 1 << 20
+_MORE = object()
+
+Values = list[bytes | None]
+Asked = asyncio.Future[Values | Exception]
+
+
+class Garbage(Exception):  # noqa: N818  speaks of Redis, see FAILURES
+    """What came is no reply to what was asked."""
+
+
+class Pipe(asyncio.Protocol):
+    """
+    One connection, taken over from *writer*, which is open and has nothing left to be read.
+
+    *parse_error* makes an exception of an error reply's text; *judge* says which failure of Redis that is, ``None`` if
+    Redis is well and refuses only this command. *ended* is told how each command ended that was asked with a mark: of
+    the mark, and the failure or ``None``.
+    """
+
+    def __init__(
+        self,
+        writer: asyncio.StreamWriter,
+        *,
+        deadline_s: float,
+        parse_error: Callable[[str], Exception],
+        judge: Callable[[Exception], Exception | None],
+        ended: Callable[[int, Exception | None], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer  # kept: it closes the connection when it is forgotten
+        self._transport = writer.transport
+        self._deadline_s = deadline_s
+        self._judge = judge
+        self._ended = ended
+        self._reader = hiredis.Reader(protocolError=Garbage, replyError=parse_error, notEnoughData=_MORE)
+        # Each with the number of values wanted, when it was sent (monotonic), and its mark.
+        self._pending: deque[tuple[Asked, int, float, int | None]] = deque()
+        self._unsent: list[bytes] = []
+        self._watch: asyncio.TimerHandle | PromptTurn | None = None
+        self._is_full = False
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self.is_open = True
+        self._transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)
+        self._transport.set_protocol(self)
+
+    def ask(self, names: Sequence[bytes], mark: int | None) -> Asked | None:
+        """
+        The values under *names*, or why there are none: a failure of Redis, or Neutral. Never raises.
+
+        ``None``: not asked, as the connection is closed or too much is under way on it.
+        """
+        if not self.is_open or self._is_full or len(self._pending) >= MAX_PENDING:
+            return None
+        command = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]
+        asked: Asked = self._loop.create_future()
+        self._pending.append((asked, len(names), time.monotonic(), mark))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._deadline_s, self._look)
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(command)
+        return asked
+
+    async def close(self) -> None:
+        """End the connection and what is under way on it, and wait until it is gone."""
+        self._end(Neutral())
+        await self._gone
+
+    def _send(self) -> None:
+        """What one turn of the loop asked for at once: a system call costs as much as all the rest."""
+        if not self.is_open:
+            return
+        commands = b"".join(self._unsent)
+        self._unsent.clear()
+        try:
+            self._transport.write(commands)
+        except RuntimeError:  # uvloop's word for a connection that has just broken
+            self._end(ConnectionResetError("the connection to Redis has ended"))
+
+    # --- called by the event loop -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the replies that are complete now."""
+        reader, pending = self._reader, self._pending
+        try:
+            reader.feed(data)
+            while pending:
+                reply = reader.gets()
+                if reply is _MORE:
+                    return
+                self._answer(reply)
+            if reader.has_data():
+                raise Garbage("a reply that nobody asked for")  # noqa: TRY301  the same end as for any other
+        except Exception as error:  # noqa: BLE001  the parser's own, or what redis-py makes of half an error
+            self._end(error if isinstance(error, Garbage) else Garbage("unreadable"))
+
+    def pause_writing(self) -> None:
+        """Redis does not take what is sent."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._is_full = False
+
+    def eof_received(self) -> None:
+        """Redis says no more, and the connection closes by itself."""
+        self._end(ConnectionResetError("Redis has closed the connection"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what was under way; nothing else follows."""
+        self._end(exc or ConnectionResetError("the connection to Redis has ended"))
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    # --- the row ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, reply: object) -> None:
+        """Give *reply* to the oldest command."""
+        asked, count, _, mark = self._pending[0]
+        if type(reply) is list and len(reply) == count and all(v is None or type(v) is bytes for v in reply):
+            values: Values = reply
+        elif isinstance(reply, Exception):
+            if (failure := self._judge(reply)) is not None:
+                self._end(failure)
+                return
+            values = [None] * count
+        else:
+            raise Garbage("not one value per key")
+        self._pending.popleft()
+        if not asked.done():
+            asked.set_result(values)
+        if mark is not None:
+            self._ended(mark, None)
+
+    def _end(self, error: Exception, *, is_for_all: bool = False) -> None:
+        """
+        Close, and fail what is under way: the oldest command with *error*, and so the others if it *is for all*.
+
+        They say nothing else: that one connection broke under many commands is one fact about Redis.
+        """
+        if self.is_open:
+            self.is_open = False
+            self._transport.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        row = enumerate(self._pending)
+        ends = [(asked, mark, error if is_for_all or not at else Neutral()) for at, (asked, _, _, mark) in row]
+        self._pending.clear()
+        for asked, _, end in ends:  # first, so that nobody waits for ever whatever is thought of it
+            if not asked.done():
+                asked.set_result(end)
+        for _, mark, end in ends:
+            if mark is not None:
+                self._ended(mark, end)
+
+    # --- the deadline -------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """One timer for all: the oldest command is the first to be late."""
+        self._watch = None
+        if not self._pending:
+            return
+        oldest = self._pending[0]
+        late_s = time.monotonic() - oldest[2] - self._deadline_s
+        if late_s < 0:
+            self._watch = self._loop.call_later(-late_s, self._look)
+        else:
+            # See ``Deadline``: an answer may be there already, and only we have not come to read it.
+            last_s = oldest[2] + MOST_DEADLINES * self._deadline_s
+            self._watch = PromptTurn(self._loop, last_s, lambda: self._judge_silence(oldest))
+
+    def _judge_silence(self, oldest: object) -> None:
+        if self._pending and self._pending[0] is oldest:
+            self._end(TimeoutError("no reply within the deadline"), is_for_all=True)
+        else:
+            self._look()
