@@ -27,7 +27,6 @@ from proxy.core.key import Secret
 from proxy.core.listening import Port
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource
 from proxy.core.purges import NO_MARKS
-from proxy.core.request_id import request_ids
 from proxy.core.tasks import Tasks
 from proxy.data_ports import open_all
 from proxy.fetch import Fetcher
@@ -38,6 +37,7 @@ from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
+from proxy.request_id import request_ids
 from proxy.server.http import Front
 from proxy.server.ready import Ready
 from proxy.server.websocket import Bridge

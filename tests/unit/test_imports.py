@@ -21,8 +21,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "fetch": ({"core", "errors", "cache", "ask", "batching"}, set()),
     "grace": ({"core", "errors", "cache", "ask", "fetch"}, {"cachetools"}),
     "negative": ({"core", "errors", "ask"}, {"cachetools"}),
-    "flow": ({"core", "errors", "cache", "callers", "ask", "fetch", "grace", "negative"}, set()),
-    "server": ({"core", "errors", "flow", "server", "transport"}, {"aiohttp", "grpc"}),
+    "planner": ({"core", "callers"}, {"cachetools"}),
+    "at_once": ({"core", "cache", "callers", "planner"}, set()),
+    "flow": (
+        {"core", "errors", "cache", "callers", "planner", "at_once", "ask", "fetch", "grace", "negative"},
+        set(),
+    ),
+    "server": ({"core", "errors", "at_once", "flow", "server", "transport"}, {"aiohttp", "grpc", "cachetools"}),
 }
 
 # whoever replaces the library opens these files only
