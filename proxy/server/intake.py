@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion, hdrs, web
 from cachetools import LRUCache
 
-from proxy.core.request import HeaderLines, Request, end_to_end, ending_here, list_items
+from proxy.core.request import HeaderLines, Request, end_to_end, ending_here, held_bytes, list_items
 from proxy.errors import ClientError, ErrorCode
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
@@ -68,7 +68,7 @@ class Intake:
             admitted = self._known[head]
         except KeyError:
             admitted = self._admitted(raw)
-            if len(raw.raw_path) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
+            if len(raw.raw_path) + held_bytes(head[3]) <= _MAX_HEAD_BYTES:
                 self._known[head] = admitted
         ending = admitted.ending
         headers = tuple([line for line in lines if line[0].lower() not in ending]) if ending else lines

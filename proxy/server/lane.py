@@ -21,9 +21,10 @@ HOLD_S = 0.005
 
 _MAX_BYTES = 8 << 20
 _MAX_REQUEST_BYTES = 16 * 1024
-_MAX_HEADS = 1_024
+_MAX_HEADS_BYTES = 1 << 20
 _BESIDE_BYTES = 4_096
 """What an answer's plan takes, about, beside a few times the request."""
+_BESIDE_HEAD_BYTES = 200
 
 _END = b"\r\n\r\n"
 
@@ -33,7 +34,7 @@ class Lane:
 
     def __init__(self) -> None:
         self._known: LRUCache[bytes, tuple[Again, int]] = LRUCache(_MAX_BYTES, lambda known: known[1])
-        self._heads: LRUCache[bytes, bool] = LRUCache(_MAX_HEADS)
+        self._heads: LRUCache[bytes, int] = LRUCache(_MAX_HEADS_BYTES, lambda size: size)
 
     def find(self, request: bytes) -> Again | None:
         """What answers exactly these bytes."""
@@ -53,7 +54,7 @@ class Lane:
         self._known[request] = (again, _BESIDE_BYTES + 8 * len(request))
         head = request[: request.index(_END) + len(_END)]
         if len(head) < len(request):
-            self._heads[head] = True
+            self._heads[head] = _BESIDE_HEAD_BYTES + len(head)
 
 
 class Boundary:
