@@ -142,7 +142,11 @@ class Front:
     def answer_at_once(self, again: Again, request: bytes, transport: asyncio.WriteTransport) -> bool:
         """Whether *again* has answered these bytes, one whole request, as ``handle`` would have."""
         outcome = Outcome(started_s=self._clock.monotonic())
-        answer = again(outcome)
+        try:
+            answer = again(outcome)
+        except Exception as error:  # noqa: BLE001  a fault of ours must not end the connection: it is tried the long way
+            self._observer.background_failed(error)
+            return False
         if answer is None:
             return False
         outcome.status = answer.status
