@@ -70,8 +70,10 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
-    observer = Observer.of(settings)
-    with contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own:
+    with (
+        contextlib.closing(Observer.of(settings)) as observer,
+        contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own,
+    ):
         wired = built(
             settings,
             secret,
@@ -108,7 +110,6 @@ async def serve_worker(
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
-        observer.close()
 
 
 @contextlib.asynccontextmanager
