@@ -72,8 +72,10 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
-    observer = Observer.of(settings)
-    with contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own:
+    with (
+        contextlib.closing(Observer.of(settings)) as observer,
+        contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own,
+    ):
         wired = built(
             settings,
             secret,
@@ -110,8 +112,6 @@ async def serve_worker(
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
-            worker.front.tell_all()
-        observer.close()
 
 
 @contextlib.asynccontextmanager
@@ -255,6 +255,7 @@ async def built(
     try:
         yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
     finally:
+        front.tell_all()
         await heavy.close()
         await tiers.close()
         await asyncio.gather(*(transport.close() for transport in over_http.values()))

@@ -16,13 +16,14 @@ from proxy.core.key import Secret, common_digest, item_keys
 from proxy.core.plan import Adapter, Pass, PassReason, Read, Write
 from proxy.core.plan import Scope as ScopeName
 from proxy.core.ports import PurgeSource, Routes, TransportOf
-from proxy.core.request import Head, HeaderLines, Request
+from proxy.core.request import Head, HeaderLines, Request, held_bytes
 
 _MAX_ROUTES = 1_024
-_MAX_BYTES = 8 << 20
+_MAX_BYTES = 16 << 20
 _MAX_BODY_BYTES = 16 * 1024
 """Longer bodies are planned each time: hashing and sending their answers costs more than planning."""
 _MAX_HEAD_BYTES = 4 * 1024
+_MEMBER_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +37,8 @@ class Route:
     wishes: Directives
     objection: PassReason | None
     """Why it is not looked up, as far as the head tells."""
+    is_kept: bool
+    """Whether the next equal head gets this very object; else nothing that hangs on it is found again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,18 +94,26 @@ class Planner:
         try:
             return self._known_routes[head]
         except KeyError:
-            route = self._route(request)
-            if len(request.target) + sum(len(name) + len(value) for name, value in head[3]) <= _MAX_HEAD_BYTES:
+            is_kept = len(request.target) + held_bytes(head[3]) <= _MAX_HEAD_BYTES
+            route = self._route(request, is_kept=is_kept)
+            if is_kept:
                 self._known_routes[head] = route
             return route
 
     async def plan(self, route: Route, request: Request) -> Planned | Pass:
         """The plan and the keys of *request*, whose body is there; or why it is passed."""
         body = request.body or b""
-        planned = self._planned.get((route, body)) if len(body) <= _MAX_BODY_BYTES else None
-        if planned is None:
-            return await self._new(route, request, body)
-        return planned if self.is_current(planned) else await self.keyed(route, request, planned.plan)
+        is_kept = route.is_kept and len(body) <= _MAX_BODY_BYTES
+        known = self._planned.get((route, body)) if is_kept else None
+        if known is not None and self.is_current(known):
+            return known
+        plan = await self._heavy(len(body), route.adapter.plan, request) if known is None else known.plan
+        if isinstance(plan, Pass):
+            return plan
+        planned = await self.keyed(route, request, plan)
+        if is_kept:
+            self._planned[route, body] = planned
+        return planned
 
     def recall(self, head: Head, body: bytes) -> Planned | None:
         """The plan of a request with this *head* and *body*, if it is remembered."""
@@ -119,11 +130,12 @@ class Planner:
         origin = self._transport_of(request).origin.encode()
         purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
-        body_bytes = len(request.body or b"")
-        keys = await self._heavy(body_bytes, item_keys, self._secret, common, plan.items)
+        body = request.body or b""
+        keys = await self._heavy(len(body), item_keys, self._secret, common, plan.items)
         owner = self._callers.owner(request, plan.credential)
-        size = 3_000 + 6 * body_bytes + 200 * len(keys)
-        return Planned(route, plan, keys, owner, self.scopes(request, plan.scopes), purges, size)
+        return Planned(
+            route, plan, keys, owner, self.scopes(request, plan.scopes), purges, _size(plan, body, len(keys))
+        )
 
     def is_current(self, planned: Planned) -> bool:
         """Whether no purge has come since *planned* was keyed."""
@@ -136,7 +148,7 @@ class Planner:
         """What the answer to *request* hangs on, or what it makes stale, as Redis may see it."""
         return tuple(self._callers.scope(request, name) for name in names)
 
-    def _route(self, request: Request) -> Route | None:
+    def _route(self, request: Request, *, is_kept: bool) -> Route | None:
         adapter = self._routes(request.upstream, request.method, request.path)
         if adapter is None:
             return None
@@ -144,13 +156,10 @@ class Planner:
         write = adapter.write_of(request.method, request.path, request.headers)
         wishes = directives(request)
         objection = PassReason.NO_STORE if wishes.no_store else adapter.precheck(request) if write is None else None
-        return Route(adapter, request.upstream, operation, write, wishes, objection)
+        return Route(adapter, request.upstream, operation, write, wishes, objection, is_kept)
 
-    async def _new(self, route: Route, request: Request, body: bytes) -> Planned | Pass:
-        plan = await self._heavy(len(body), route.adapter.plan, request)
-        if isinstance(plan, Pass):
-            return plan
-        planned = await self.keyed(route, request, plan)
-        if len(body) <= _MAX_BODY_BYTES:
-            self._planned[route, body] = planned
-        return planned
+
+def _size(plan: Read, body: bytes, keys: int) -> int:
+    """Bytes that *plan* and its keys take, about: members and numbers of a JSON *body* weigh more than their text."""
+    members = body.count(b",") + body.count(b":") + body.count(b"[") + body.count(b"{")
+    return 3_000 + 6 * len(body) + _MEMBER_BYTES * members + 2 * sum(map(len, plan.identity)) + 200 * keys

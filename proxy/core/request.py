@@ -28,6 +28,8 @@ What may forbid to keep an answer. RFC 9110 §7.6.1: a field for all recipients 
 of these went away with its connection, the answer would look as if everybody might have it.
 """
 
+_LINE_BYTES = 150
+"""A tuple and two bytes objects."""
 
 GRPC = "GRPC"
 """What stands for HTTP's method in gRPC calls; their target is the method's full name, their lines the metadata."""
@@ -128,6 +130,11 @@ def ending_here(headers: HeaderLines) -> Collection[bytes]:
 def is_hop_by_hop(name: bytes) -> bool:
     """Whether lines of this *name* (lower case) end at the proxy."""
     return name in HOP_BY_HOP or name.startswith(_HOP_BY_HOP_PREFIX)
+
+
+def held_bytes(headers: HeaderLines) -> int:
+    """Bytes that *headers* take in memory, about: many short lines take several times what they say."""
+    return sum([len(name) + len(value) + _LINE_BYTES for name, value in headers])
 
 
 def list_items(values: tuple[bytes, ...]) -> tuple[str, ...]:

@@ -174,6 +174,8 @@ class Connection(RequestHandler):
     def _hold(self, head: bytes) -> None:
         self._held = head
         self._holding = self._loop.call_later(HOLD_S, self._release)
+        # Aiohttp takes the connection for idle until then, and must not close it under a request.
+        self._next_keepalive_close_time = max(self._next_keepalive_close_time, self._loop.time() + 2 * HOLD_S)
 
     def _let_go(self) -> bytes:
         """What was held back."""

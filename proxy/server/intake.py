@@ -11,7 +11,7 @@ from aiohttp import HttpVersion, hdrs, web
 from aiohttp.http import RawRequestMessage
 from cachetools import LRUCache
 
-from proxy.core.request import Head, HeaderLines, Request, end_to_end, ending_here, list_items
+from proxy.core.request import Head, HeaderLines, Request, end_to_end, ending_here, held_bytes, list_items
 from proxy.errors import ClientError, ErrorCode
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
@@ -57,7 +57,7 @@ class Intake:
             known = self._known[said]
         except KeyError:
             known = self._admitted(raw)
-            if len(raw.raw_path) + sum(len(name) + len(value) for name, value in said[3]) <= _MAX_HEAD_BYTES:
+            if len(raw.raw_path) + held_bytes(said[3]) <= _MAX_HEAD_BYTES:
                 self._known[said] = known
         return known.request(raw.method, raw.raw_headers)
 

@@ -20,12 +20,14 @@ from proxy.core.answer import Again
 HOLD_S = 0.005
 """How long a known head is held back for its body; on a network that is not much longer than a head takes itself."""
 
-_MAX_BYTES = 8 << 20
+_MAX_BYTES = 16 << 20
 _MAX_REQUEST_BYTES = 16 * 1024
-_MAX_HEADS = 1_024
+_MAX_HEADS_BYTES = 1 << 20
 _MAX_SEEN = 16_384
-_BESIDE_BYTES = 4_096
-"""What an answer's plan takes, about, beside a few times the request."""
+_MAX_HEAD_BYTES = 4 * 1024
+_BESIDE_BYTES = 8_192
+"""What a head and an answer's plan take, at most, beside a few times the body."""
+_BESIDE_HEAD_BYTES = 200
 
 _END = b"\r\n\r\n"
 
@@ -37,7 +39,7 @@ class Lane:
         self._known: LRUCache[bytes, tuple[Again, int]] = LRUCache(
             _MAX_BYTES, lambda known: _BESIDE_BYTES + 10 * known[1]
         )
-        self._heads: LRUCache[bytes, bool] = LRUCache(_MAX_HEADS)
+        self._heads: LRUCache[bytes, int] = LRUCache(_MAX_HEADS_BYTES, lambda size: size)
         self._seen: set[int] = set()
 
     def find(self, request: bytes) -> tuple[Again, int] | None:
@@ -57,7 +59,7 @@ class Lane:
 
         If that was not the first time, it does so from now on.
         """
-        if len(request) > _MAX_REQUEST_BYTES:
+        if len(request) > _MAX_REQUEST_BYTES or len(request) - body_bytes > _MAX_HEAD_BYTES:
             return
         # Where each request has an id of its own, none comes twice, and to keep them all would cost more than it gives.
         number = hash(request)
@@ -68,7 +70,8 @@ class Lane:
             return
         self._known[request] = (again, body_bytes)
         if body_bytes:
-            self._heads[request[:-body_bytes]] = True
+            head = request[:-body_bytes]
+            self._heads[head] = _BESIDE_HEAD_BYTES + len(head)
 
 
 class Boundary:
