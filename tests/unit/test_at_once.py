@@ -73,7 +73,7 @@ class Rig:
     def planned(self, wishes: Directives = NONE, scopes: tuple[bytes, ...] = ()) -> Planned:
         adapter: Any = None
         plan: Any = Plan()
-        route = Route(adapter, "dashscope", "embedding", None, wishes, None)
+        route = Route(adapter, "dashscope", "embedding", None, wishes, None, is_kept=True)
         return Planned(route, plan, KEYS, b"owner", scopes, (), 0)
 
     def answer(self, planned: Planned) -> tuple[Any, Outcome]:
