@@ -53,7 +53,14 @@ seed: $(VENV)/.dev ## a simulated week of the seed workloads: calls saved, Redis
 	@$(BIN)/python -m benchmarks.seed_vectors
 	@$(BIN)/python -m benchmarks.seed_memory
 
-bench: seed ## the figures that the README quotes
+bench: $(VENV)/.dev ## the proxy beside its peers, in one run; writes benchmarks/RESULTS.md (docs/performance.md)
+	@$(BIN)/python -m benchmarks.versus
+
+bench-smoke: $(VENV)/.dev ## that the comparison still works, and instructions per hit against their budget
+	@$(BIN)/python -m benchmarks.versus --smoke
+	@$(BIN)/python -m benchmarks.instructions
+
+bench-more: seed ## single figures: Redis away, batches, gRPC calls, large bodies
 	@$(BIN)/python -m benchmarks.redis_faults
 	@$(BIN)/python -m benchmarks.batches
 	@$(BIN)/python -m benchmarks.grpc_calls
