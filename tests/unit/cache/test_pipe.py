@@ -323,11 +323,12 @@ async def test_each_command_has_the_whole_deadline(monkeypatch):
         line.pipe._look()
         assert first.done()
         assert not second.done()
-        assert line.pipe._watch is not None, "for the rest of its time"
+        assert isinstance(line.pipe._watch, asyncio.TimerHandle), "for the rest of its time"
         line.say(array(b"second"))
         clock.advance(100)
         line.pipe._look()
         assert line.pipe.is_open, "nothing was under way"
+        assert line.pipe._watch is None
         third = line.ask()
         assert line.pipe._watch is not None, "and it is watched again"
         clock.advance(31)
