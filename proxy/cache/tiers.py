@@ -113,8 +113,8 @@ class Tiers:
         for key, entry in opened.items():
             found.entries[key] = entry
             self.memory.put(key, entry, entry.remaining_ms(now_unix_ms))
-        found.rejected.update(sealed.keys() - opened.keys())
-        if found.rejected:
+        if len(opened) < len(sealed):
+            found.rejected.update(sealed.keys() - opened.keys())
             self._telemetry.entries_rejected(len(found.rejected))
 
     async def _write_redis(self, redis: RedisTier, entries: Mapping[bytes, Entry], done: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
 from proxy.cache import pipe as pipe_module
 from proxy.cache.guard import Neutral
 from proxy.cache.pipe import Garbage, Pipe
+from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 
 DEADLINE_S = 30.0
@@ -179,6 +180,23 @@ async def test_whatever_is_not_one_value_per_name_ends_the_connection(data):
         assert line.pipe.ask([b"name"], 1) is None
 
 
+@pytest.mark.parametrize("altered", [b"", b"\0", b"9", b"-", b"\r\n"])
+async def test_one_altered_byte_spoils_no_reply_before_it_and_no_shape_after_it(altered):
+    data = b"".join(array(*values) for values in REPLIES)
+    ends = [len(b"".join(array(*values) for values in REPLIES[: at + 1])) for at in range(len(REPLIES))]
+    for place in range(len(data)):
+        async with Line() as line:
+            asked = [line.ask(2) for _ in REPLIES]
+            line.say(data[:place] + altered + data[place + 1 :])
+            for future, values, end in zip(asked, REPLIES, ends, strict=True):
+                if end <= place:
+                    assert future.result() == values
+                elif future.done() and isinstance(found := future.result(), list):
+                    assert len(found) == 2
+                    assert {type(value) for value in found} <= {bytes, type(None)}
+            assert line.pipe.is_open or all(future.done() for future in asked)
+
+
 @pytest.mark.parametrize("data", [array(b"a"), b"*", b"-ERR idle\r\n", b"\r\n"])
 async def test_a_reply_that_nobody_asked_for_ends_the_connection(data):
     """Or the next command would get it, and the one after that its reply, and so on."""
@@ -292,23 +310,31 @@ async def test_silence_is_found_though_everybody_has_left():
         await wait_until(lambda: line.errors == [TimeoutError] * 5, what="five timeouts")
 
 
-async def test_each_command_has_the_whole_deadline():
+async def test_each_command_has_the_whole_deadline(monkeypatch):
     """The one before was answered late; the next must not be late for that, nor the idle connection."""
-    async with Line(0.15) as line:
+    clock = FakeClock()
+    monkeypatch.setattr(pipe_module, "time", clock)
+    async with Line(30.0) as line:
         first = line.ask()
-        await asyncio.sleep(0.1)
+        clock.advance(20)
         second = line.ask()
         line.say(array(b"first"))
-        await asyncio.sleep(0.1)
+        clock.advance(20)
+        line.pipe._look()
         assert first.done()
         assert not second.done()
+        assert isinstance(line.pipe._watch, asyncio.TimerHandle), "for the rest of its time"
         line.say(array(b"second"))
-        assert second.result() == [b"second"]
-        await asyncio.sleep(0.3)
+        clock.advance(100)
+        line.pipe._look()
         assert line.pipe.is_open, "nothing was under way"
-        asked = line.ask()
-        await asyncio.wait([asked])
-        assert isinstance(asked.result(), TimeoutError), "and it is watched again"
+        assert line.pipe._watch is None
+        third = line.ask()
+        assert line.pipe._watch is not None, "and it is watched again"
+        clock.advance(31)
+        line.pipe._look()
+        await asyncio.wait([third])
+        assert isinstance(third.result(), TimeoutError)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -325,12 +351,12 @@ def test_a_busy_loop_of_ours_is_not_a_slow_redis(new_loop):
 
         def keep_busy() -> None:
             loop.remove_reader(other)
-            busy_until_s = time.monotonic() + 0.1
+            busy_until_s = time.monotonic() + 0.2
             while time.monotonic() < busy_until_s:
                 pass
             line._theirs.send(array(b"in time"))
 
-        async with Line(0.02) as line:
+        async with Line(0.05) as line:
             asked = line.ask()
             await line.heard(1)
             loop.add_reader(other, keep_busy)

@@ -74,6 +74,12 @@ async def rig(url: str, *, deadline_s: float = 5.0, **options: int) -> AsyncIter
     assert not made.faults
 
 
+async def kept(url: str, *keys: bytes) -> None:
+    """Values that are there before anything is made slow."""
+    async with rig(url) as made:
+        await made.write(*keys)
+
+
 def on_uvloop(test: Callable[[], Awaitable[None]]) -> None:
     """*test* on the event loop that the product uses; pytest's own is asyncio's."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -163,9 +169,10 @@ async def test_reads_take_one_connection(redis_server):
 
 
 async def test_a_reply_that_comes_after_its_deadline_is_nobodys(redis_server):
+    await kept(redis_server.url, b"a", b"b", b"c")
     async with FaultProxy(redis_server.url) as line, rig(line.instead_of(redis_server.url), deadline_s=0.1) as made:
-        await made.write(b"a", b"b", b"c")
-        with line.toxic(Latency(0.15)):
+        await wait_until(lambda: made.read(b"a"), what="a connection")
+        with line.toxic(Latency(0.5)):
             assert await asyncio.gather(made.read(b"a"), made.read(b"b")) == [None, None]
         for key in (b"c", b"b", b"a") * 3:
             assert await made.read(key) in ([value_of(key)], None)
@@ -279,7 +286,7 @@ async def test_one_connection_that_breaks_is_one_failure_however_many_ask(redis_
     async with FaultProxy(redis_server.url) as line, rig(line.instead_of(redis_server.url)) as made:
         await made.write(b"a")
         assert await made.read(b"a") == [value_of(b"a")]
-        with line.toxic(Latency(0.05)):
+        with line.toxic(Latency(3.0)):
             asking = asyncio.gather(*(made.read(b"a") for _ in range(100)))
             await asyncio.sleep(0.02)
             line.drop_connections(by_reset=True)
@@ -295,15 +302,16 @@ async def test_an_idle_connection_that_was_closed_is_no_failure(redis_server):
         for _ in range(3):
             assert await made.read(b"a") == [value_of(b"a")]
             redis_server.command("CLIENT", "KILL", "TYPE", "normal")
-            await asyncio.sleep(0.02)
+            await wait_until(lambda: not made.tier._reads._pipe.is_open, what="the end of the connection")
         assert made.failures == []
 
 
 async def test_a_hung_server_costs_each_read_one_deadline_and_then_nothing(redis_server):
     deadline_s = 0.1
+    await kept(redis_server.url, b"a")
     async with rig(redis_server.url, deadline_s=deadline_s) as made:
-        await made.write(b"a")
-        await made.read(b"a")
+        await wait_until(lambda: made.read(b"a"), what="a connection")
+        made.failures.clear()
         redis_server.hang()
         began_s = time.monotonic()
         assert await asyncio.gather(*(made.read(b"a") for _ in range(50))) == [None] * 50
@@ -332,7 +340,7 @@ async def test_a_trial_goes_over_a_connection_of_its_own_and_is_one_command():
         asked.extend([number] * data.count(b"MGET"))
         return b"" if number == 1 else b"*2\r\n$1\r\nx\r\n$-1\r\n" * data.count(b"MGET")
 
-    async with raw_redis(silent_at_first) as url, rig(url, deadline_s=0.02) as made:
+    async with raw_redis(silent_at_first) as url, rig(url, deadline_s=0.1) as made:
         await asyncio.gather(*(made.read(b"a") for _ in range(FAIL_MAX)))
         assert made.guard.state == "open"
         await asyncio.sleep(RESET_S + 0.01)
