@@ -28,9 +28,15 @@ class _Resumed:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """What was read, then what still comes."""
-        yield self._start
+        if start := self.at_hand():
+            yield start
         async for piece in self._reply:
             yield piece
+
+    def at_hand(self) -> bytes:
+        """What was read."""
+        start, self._start = self._start, b""
+        return start
 
     def close(self) -> None:
         """Let go of the upstream."""

@@ -40,6 +40,20 @@ class IncomingBody:
         self._taken = [content]
         return content
 
+    def at_hand(self, limit: int) -> bytes | None:
+        """The whole body, if it is here: see ``core.answer.Body``."""
+        if self.is_empty:
+            return b""
+        content = self._raw.content
+        if self.length is None or self.length > limit or not self._asked_to_continue:
+            return None
+        if not content.is_eof() or content.exception() is not None:
+            return None
+        rest = content.read_nowait()
+        self.received_bytes += len(rest)
+        self._taken = [b"".join((*self._taken, rest))]
+        return self._taken[0]
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """All of the body: first what was already read, then the rest as it arrives."""
         for piece in self._taken:

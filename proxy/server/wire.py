@@ -62,13 +62,19 @@ async def write_answer(
         await raw.writer.write(head + answer.body)
         sent = len(answer.body)
     else:
-        await raw.writer.write(head)
+        start = answer.body.at_hand()
+        sent = len(start)
+        await raw.writer.write(head + _piece(start, is_chunked=is_chunked) if start else head)
         async for piece in answer.body:
-            await raw.writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+            await raw.writer.write(_piece(piece, is_chunked=is_chunked))
             sent += len(piece)
         if is_chunked:
             await raw.writer.write(b"0\r\n\r\n")
     return Written(keep_alive=keep_alive), sent
+
+
+def _piece(content: bytes, *, is_chunked: bool) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content) if is_chunked else content
 
 
 def closing_bytes(answer: Answer) -> bytes:
