@@ -1,5 +1,6 @@
 """The plain request that every part of the proxy looks at, and the few header rules that need no vendor."""
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 HeaderLines = tuple[tuple[bytes, bytes], ...]
@@ -82,14 +83,17 @@ def end_to_end(headers: HeaderLines) -> HeaderLines:
 
     Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
     """
-    named = {
-        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
-    } - _NEVER_NAMED
-    return tuple(line for line in headers if not _is_hop_by_hop(low := line[0].lower()) and low not in named)
-
-
-def _is_hop_by_hop(name: bytes) -> bool:
-    return name in HOP_BY_HOP or name.startswith(_HOP_BY_HOP_PREFIX)
+    names = [name.lower() for name, _ in headers]
+    dropped: AbstractSet[bytes] = HOP_BY_HOP
+    if b"connection" in names:
+        values = [line[1] for line, name in zip(headers, names, strict=True) if name == b"connection"]
+        named = {token.strip().lower() for value in values for token in value.split(b",")}
+        dropped = HOP_BY_HOP | (named - _NEVER_NAMED)
+    return tuple(
+        line
+        for line, name in zip(headers, names, strict=True)
+        if name not in dropped and not name.startswith(_HOP_BY_HOP_PREFIX)
+    )
 
 
 def list_items(values: tuple[bytes, ...]) -> tuple[str, ...]:
