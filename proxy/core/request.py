@@ -1,5 +1,6 @@
 """The plain request that every part of the proxy looks at, and the few header rules that need no vendor."""
 
+import functools
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -83,6 +84,8 @@ def end_to_end(headers: HeaderLines) -> HeaderLines:
 
     Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
     """
+    if all(_stays(name) for name, _ in headers):
+        return headers
     names = [name.lower() for name, _ in headers]
     dropped: AbstractSet[bytes] = HOP_BY_HOP
     if b"connection" in names:
@@ -94,6 +97,13 @@ def end_to_end(headers: HeaderLines) -> HeaderLines:
         for line, name in zip(headers, names, strict=True)
         if name not in dropped and not name.startswith(_HOP_BY_HOP_PREFIX)
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _stays(name: bytes) -> bool:
+    """Whether a line of that *name* may go on, as long as no Connection line is among the others."""
+    low = name.lower()
+    return low not in HOP_BY_HOP and not low.startswith(_HOP_BY_HOP_PREFIX)
 
 
 def list_items(values: tuple[bytes, ...]) -> tuple[str, ...]:

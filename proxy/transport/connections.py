@@ -45,7 +45,8 @@ class Connections(aiohttp.TCPConnector):
         if WANTS_FRESH.get():
             return None
         while (connection := await super()._get(*arguments)) is not None:
-            if (protocol := connection.protocol) is not None and not protocol.has_spoken():
+            protocol: Any = connection.protocol
+            if protocol is not None and not protocol.has_spoken():
                 return connection
             connection.close()
         return None
@@ -100,6 +101,11 @@ class _Connection(ResponseHandler):
         else:
             self._on_read_timeout()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called by aiohttp's reader after every piece that is taken, also where nothing was ever paused."""
+        if self._reading_paused or self._buffer_paused or self._tail:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop."""
         if self._alarm is not None:
@@ -148,9 +154,14 @@ def _is_sound(message: RawResponseMessage) -> bool:
         message.code >= 100
         and message.version.major == 1
         and _is_framed_soundly(message)
-        and all(_TOKEN.fullmatch(name) for name, _ in lines)
+        and all(_is_token(name) for name, _ in lines)
         and not _have_control((message.reason.encode("utf-8", "surrogateescape"), *(value for _, value in lines)))
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _is_token(name: bytes) -> bool:
+    return _TOKEN.fullmatch(name) is not None
 
 
 def _is_framed_soundly(message: RawResponseMessage) -> bool:
