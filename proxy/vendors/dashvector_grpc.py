@@ -9,6 +9,7 @@ A row's envelope is the answer without its request id, after the place where tha
 message may hold any byte, so no mark is safe in it.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,12 +190,18 @@ _WRITES = frozenset({"create_partition", "delete_partition", "insert_doc", "upda
 _OF_CATALOG = frozenset({"create_collection", "delete_collection"})
 
 
+_REMEMBERED, _REMEMBERED_BYTES = 128, 16 * 1024
+"""How many questions are remembered, and how long one may be: 1,024 numbers are 4 KiB."""
+
+
 class DashVectorGrpc:
     """Plans every gRPC call."""
 
     def __init__(self, ignored_headers: frozenset[bytes] = frozenset(), overfetch_topk: int = 0) -> None:
         self._ignored = ignored_headers
         self._overfetch_topk = overfetch_topk
+        # Who asks the same again sends the same bytes, and they mean the same. No credential is among them.
+        self._remembered = functools.lru_cache(maxsize=_REMEMBERED)(self._question)
 
     def wants(self, method: str, path: str) -> bool:  # noqa: ARG002
         """Everything over gRPC: a method that nobody knows may be a write."""
@@ -230,22 +237,36 @@ class DashVectorGrpc:
     def _read(self, name: str, request: Request, scopes: tuple[Scope, ...]) -> VectorRead:
         method, message = _READS[name], request.body or b""
         identity = dashvector.identity(request, b"grpc", self._ignored)
-        item = wire.canonical(_folded(message, method.partition), method.shape)
+        question = self._remembered if len(message) <= _REMEMBERED_BYTES else self._question
+        item, wider = question(name, message)
         plain = VectorRead(method.operation, (*identity, b""), item, scopes, message, method.answer)
-        wider = _widened(message, self._overfetch_topk) if name == "query_doc" else None
         if wider is None:
             return plain
-        asked, topk = wider
+        asked, topk, wider_item = wider
         return VectorRead(
             operation=method.operation,
             identity=(*identity, b"widened"),
-            item=wire.canonical(_folded(asked, method.partition), method.shape),
+            item=wider_item,
             scopes=scopes,
             ask=asked,
             answer=method.answer,
             topk=topk,
             plain=plain,
         )
+
+    def _question(self, name: str, message: bytes) -> tuple[bytes, tuple[bytes, int, bytes] | None]:
+        """
+        The item that *message* to the method *name* asks for; and, if more may be asked for, how, and that item.
+
+        It is made of nothing else. Raises Malformed.
+        """
+        method = _READS[name]
+        wider = _widened(message, self._overfetch_topk) if name == "query_doc" else None
+        item = wire.canonical(_folded(message, method.partition), method.shape)
+        if wider is None:
+            return item, None
+        asked, topk = wider
+        return item, (asked, topk, wire.canonical(_folded(asked, method.partition), method.shape))
 
 
 def code_of(message: bytes) -> int | None:
