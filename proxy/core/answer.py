@@ -14,8 +14,8 @@ class Stream(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The pieces as they arrive. Raises UpstreamError when the body ends before it is complete."""
 
-    def at_hand(self) -> bytes:
-        """What has come of it by now, without waiting; the pieces are then those that follow."""
+    def at_hand(self) -> tuple[bytes, bool]:
+        """What has come of it by now, without waiting, and whether that is all; the pieces are then those to follow."""
 
     def close(self) -> None:
         """Let go of whoever sends it. Safe to call at any time, and more than once."""

@@ -59,9 +59,9 @@ class GrpcReply:
         """The message, in one piece."""
         yield self._message
 
-    def at_hand(self) -> bytes:
+    def at_hand(self) -> tuple[bytes, bool]:
         """Nothing ahead of the message."""
-        return b""
+        return b"", False
 
     async def read(self, limit: int) -> tuple[bytes, bool]:  # noqa: ARG002  it is here already
         """The whole message."""

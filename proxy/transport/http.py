@@ -50,10 +50,13 @@ class UpstreamAnswer:
         finally:
             self.close()
 
-    def at_hand(self) -> bytes:
-        """What of the body has come already."""
+    def at_hand(self) -> tuple[bytes, bool]:
+        """What of the body has come already, and whether that is all."""
         content = self._response.content
-        return b"" if content.exception() is not None or content.at_eof() else content.read_nowait()
+        if content.exception() is not None:
+            return b"", False
+        start = content.read_nowait()
+        return start, content.at_eof()
 
     async def read(self, limit: int) -> tuple[bytes, bool]:
         """Up to *limit* bytes and a piece more, and whether that is all."""
