@@ -58,12 +58,6 @@ class Received:
             self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
             connection.close()
 
-    def __del__(self) -> None:
-        """Nobody wants the answer any more: the connection's slot must not be lost with it."""
-        connection = self.connection
-        if connection is not None and not connection._loop.is_closed():  # noqa: SLF001  aiohttp shows no other way
-            connection.close()
-
 
 class Exchange:
     """Asks one upstream at *origin* over *connections*; *parsing* are aiohttp's options for reading answers."""

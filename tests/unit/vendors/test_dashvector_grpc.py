@@ -403,3 +403,31 @@ def test_only_an_ok_call_is_kept():
     plan = read(call())
     assert plan.refusal(200, ((b"content-type", b"application/grpc"),)) is None
     assert plan.refusal(502, ()) is Refusal.STATUS
+
+
+def test_a_message_asked_again_has_the_same_plan_whoever_asks_and_however_much_was_asked_between():
+    adapter, other = DashVectorGrpc(overfetch_topk=50), (TOKEN[0], b"sk-two")
+    messages = [pb.QueryDocRequest(vector=pb.Vector(byte_vector=b"%d" % n), topk=2) for n in range(300)]
+    texts = [bytes(message.SerializeToString()) for message in messages]
+    first = [adapter.plan(call(message=text)) for text in texts]
+    again = [adapter.plan(call(message=text)) for text in (*texts, *texts[::-1])]
+    assert (
+        again
+        == [*first, *first[::-1]]
+        == [DashVectorGrpc(overfetch_topk=50).plan(call(message=text)) for text in (*texts, *texts[::-1])]
+    )
+    (mine, theirs) = (adapter.plan(call(message=texts[0], lines=(who, NAMED))) for who in (TOKEN, other))
+    assert isinstance(mine, VectorRead)
+    assert isinstance(theirs, VectorRead)
+    assert (mine.item, mine.ask) == (theirs.item, theirs.ask)
+    assert mine.identity != theirs.identity
+
+
+def test_one_message_to_two_methods_is_two_questions():
+    """Field 5 names a partition in one of them, and something else in the other."""
+    adapter, text = DashVectorGrpc(), wire.bytes_field(5, b"default")
+    plans = [adapter.plan(call(name, text)) for name in ("query_doc", "fetch_doc", "query_doc")]
+    assert [plan.items for plan in plans if isinstance(plan, VectorRead)] == [
+        read(call(name, text)).items for name in ("query_doc", "fetch_doc", "query_doc")
+    ]
+    assert plans[0] == plans[2] != plans[1]
