@@ -113,6 +113,29 @@ async def test_interim_answers_stay_here_and_a_connection_serves_again() -> None
         assert len(upstream.connections) == 1
 
 
+async def test_an_answer_to_head_has_no_body_whatever_it_declares() -> None:
+    async with RawUpstream(answers.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")) as upstream:
+        async with going_to(upstream) as transport:
+            for _ in range(2):
+                reply = await transport.send(Request("HEAD", "/a", (), "v"))
+                assert (reply.length, await reply.read(10)) == (5, (b"", True))
+        assert len(upstream.connections) == 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"X: a\x7fb", b"X: \xc2\x9bb", b"X: \xff\x85", b"X: \xff\r\nY: \xc2\x85", b"X: \xff\r\nY: \xc2\x9b"]
+)
+async def test_an_answer_with_control_characters_is_refused_and_others_are_not(line: bytes) -> None:
+    text = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%b\r\n\r\n"
+    async with RawUpstream(answers.raw(text % line)) as upstream, going_to(upstream) as transport:
+        with pytest.raises(UpstreamError):
+            await transport.send(Request("GET", "/a", (), "v"))
+        # In UTF-8, and then not: bytes that would be control characters in the other reading.
+        for sound in (b"X: \xd0\x85", b"X: \xd0\x85\r\nY: \xff"):
+            upstream.answer = answers.raw(text % sound)
+            assert (await transport.send(Request("GET", "/a", (), "v"))).status == 200
+
+
 async def test_what_is_no_http_is_told_and_costs_no_slot() -> None:
     slots = Slots(max_inflight=1, max_queue=0, queue_wait_s=1.0)
     async with RawUpstream(answers.raw(b"hello\r\n\r\n")) as upstream, going_to(upstream, slots) as transport:
