@@ -138,7 +138,7 @@ class Flow:
     ) -> Answer:
         """*request* untouched, its body streaming up and the answer's streaming down."""
         outcome.detail = reason or ""
-        untouched = dataclasses.replace(request, body=None)
+        untouched = request if request.body is None else dataclasses.replace(request, body=None)
         try:
             reply = await self._upstreams.send(untouched, outcome, body)
         except UpstreamError as error:

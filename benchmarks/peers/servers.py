@@ -108,7 +108,12 @@ class Gets(asyncio.Protocol):
 
 
 class _Written(web.StreamResponse):
-    """Says that the answer is out."""
+    """Says that the answer is out, and another request may come."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Always."""
+        return True
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Nothing is left to do."""

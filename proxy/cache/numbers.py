@@ -10,6 +10,8 @@ anything is stored, so no number ever changes on its way through the cache.
 import base64
 import binascii
 import enum
+import itertools
+import operator
 import struct
 import zlib
 from typing import Any
@@ -107,7 +109,7 @@ def _differences(written: bytes, text: bytes) -> tuple[tuple[int, bytes], ...] |
     ours, theirs = written[1:-1].split(b","), text[1:-1].split(b",")
     if len(ours) != len(theirs):
         return None
-    differing = [(position, spelled) for position, spelled in enumerate(theirs) if spelled != ours[position]]
+    differing = list(itertools.compress(enumerate(theirs), map(operator.ne, ours, theirs)))
     # Another spelling of the same number is put back; another number means that this form is not exact.
     if len(differing) > _MAX_RESPELLED or any(
         float(ours[position]) != float(spelled) for position, spelled in differing

@@ -15,6 +15,9 @@ class Stream(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The pieces as they arrive. Raises UpstreamError when the body ends before it is complete."""
 
+    def at_hand(self) -> tuple[bytes, bool]:
+        """What has come of it by now, without waiting, and whether that is all; the pieces are then those to follow."""
+
     def close(self) -> None:
         """Let go of whoever sends it. Safe to call at any time, and more than once."""
 
@@ -32,6 +35,13 @@ class Body(Protocol):
 
     async def read(self, limit: int) -> bytes | None:
         """The whole body, or ``None`` when it is longer than *limit*; nothing of it is lost for ``pieces``."""
+
+    def at_hand(self, limit: int) -> bytes | None:
+        """
+        The whole body if all of it has come, declared its length, and is not longer than *limit*.
+
+        Nothing of it is lost for ``read`` and ``pieces``.
+        """
 
     def pieces(self) -> AsyncIterator[bytes]:
         """All of the body, what ``read`` has already taken included."""

@@ -37,7 +37,13 @@ class Secret:
 
 def prefixed(parts: Iterable[bytes]) -> bytes:
     """*parts* joined so that they can be told apart again: each with its length (8 bytes, little endian) before it."""
-    return b"".join(piece for part in parts for piece in (struct.pack("<Q", len(part)), part))
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces += (_length(len(part)), part)
+    return b"".join(pieces)
+
+
+_length = struct.Struct("<Q").pack
 
 
 def common_digest(secret: Secret, parts: Iterable[bytes]) -> bytes:

@@ -26,6 +26,9 @@ class UpstreamReply(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body, or the rest of it. Raises UpstreamError when it breaks off."""
 
+    def at_hand(self) -> tuple[bytes, bool]:
+        """See ``core.answer.Stream``."""
+
     async def read(self, limit: int) -> tuple[bytes, bool]:
         """The body up to about *limit* bytes, and whether that is all; the rest can still be iterated."""
 

@@ -28,9 +28,16 @@ class _Resumed:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """What was read, then what still comes."""
-        yield self._start
+        start, _ = self.at_hand()
+        if start:
+            yield start
         async for piece in self._reply:
             yield piece
+
+    def at_hand(self) -> tuple[bytes, bool]:
+        """What was read."""
+        start, self._start = self._start, b""
+        return start, False
 
     def close(self) -> None:
         """Let go of the upstream."""

@@ -1,5 +1,6 @@
 """The plain request that every part of the proxy looks at, and the few header rules that need no vendor."""
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -115,6 +116,8 @@ def end_to_end(headers: HeaderLines) -> HeaderLines:
 
     Source: RFC 9110 §7.6.1. Used in both directions, so that keys are made of what is really sent.
     """
+    if all(len(name) <= _USUAL_BYTES and _stays(name) for name, _ in headers):
+        return headers
     ending = ending_here(headers)
     return tuple([line for line in headers if line[0].lower() not in ending])
 
@@ -124,12 +127,21 @@ def ending_here(headers: HeaderLines) -> Collection[bytes]:
     names = {name.lower() for name, _ in headers}
     said = b",".join([value for name, value in headers if name.lower() == b"connection"])
     named = {token.strip().lower() for token in said.split(b",")} - _NEVER_NAMED
-    return named.union(filter(is_hop_by_hop, names))
+    return named.union(filter(_is_hop_by_hop, names))
 
 
-def is_hop_by_hop(name: bytes) -> bool:
-    """Whether lines of this *name* (lower case) end at the proxy."""
+def _is_hop_by_hop(name: bytes) -> bool:
     return name in HOP_BY_HOP or name.startswith(_HOP_BY_HOP_PREFIX)
+
+
+_USUAL_BYTES = 64
+"""Names up to here are remembered."""
+
+
+@functools.lru_cache(maxsize=512)
+def _stays(name: bytes) -> bool:
+    """Whether a line of that *name* may go on, as long as no Connection line is among the others."""
+    return not _is_hop_by_hop(name.lower())
 
 
 def held_bytes(headers: HeaderLines) -> int:

@@ -30,23 +30,30 @@ class IncomingBody:
         """The whole body, or ``None`` when it is longer than *limit*; ``pieces`` still gives all of it."""
         if self.length is not None and self.length > limit:
             return None
-        if self._asked_to_continue and self._raw.content.is_eof() and self._raw.content.exception() is None:
-            return self._all_of(self._raw.content.read_nowait(), limit)
+        if (content := self.at_hand(limit)) is not None:
+            return content
         size = 0
         async for piece in self._arriving():
             self._taken.append(piece)
             size += len(piece)
             if size > limit:
                 return None
-        content = b"".join(self._taken)
-        self._taken = [content]
-        return content
+        self._taken = [b"".join(self._taken)]
+        return self._taken[0]
 
-    def _all_of(self, content: bytes, limit: int) -> bytes | None:
-        """What was there when it was asked for, which is all."""
-        self._taken = [content]
-        self.received_bytes = len(content)
-        return content if len(content) <= limit else None
+    def at_hand(self, limit: int) -> bytes | None:
+        """The whole body, if it is here: see ``core.answer.Body``."""
+        if self.is_empty:
+            return b""
+        content = self._raw.content
+        if self.length is None or self.length > limit or not self._asked_to_continue:
+            return None
+        if not content.is_eof() or content.exception() is not None:
+            return None
+        rest = content.read_nowait()
+        self.received_bytes += len(rest)
+        self._taken = [b"".join((*self._taken, rest))]
+        return self._taken[0]
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """All of the body: first what was already read, then the rest as it arrives."""

@@ -181,6 +181,10 @@ class _Message:
         """The message, or ``None`` when it is longer than *limit*."""
         return self._content if len(self._content) <= limit else None
 
+    def at_hand(self, limit: int) -> bytes | None:
+        """The message."""
+        return self._content if len(self._content) <= limit else None
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """The message in one piece."""
         yield self._content

@@ -100,7 +100,9 @@ def _check_framing(raw: web.BaseRequest) -> None:
         raise ClientError(ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here", 505)
     if raw.method == hdrs.METH_CONNECT:
         raise ClientError(ErrorCode.METHOD_NOT_ALLOWED, "this is not a tunnel", 405)
-    codings = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"transfer-encoding"))
+    codings: tuple[str, ...] = ()
+    if hdrs.TRANSFER_ENCODING in raw.headers:
+        codings = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"transfer-encoding"))
     if codings and raw.version < (1, 1):
         # RFC 9112 §6.1: such a message was probably framed by somebody who did not understand it.
         raise ClientError(ErrorCode.BAD_REQUEST, "Transfer-Encoding needs HTTP/1.1")

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
-from proxy.core.answer import Answer
+from proxy.core.answer import Answer, Stream
 from proxy.core.request import HeaderLines
 
 _BODILESS = (204, 304)
@@ -40,6 +40,10 @@ class Written(web.StreamResponse):
         """Nothing is left to do."""
 
 
+_STAYS, _ENDS = Written(keep_alive=True), Written(keep_alive=False)
+"""All there are: nothing is told in them of the answer itself."""
+
+
 async def write_answer(
     raw: web.BaseRequest, answer: Answer, extra: HeaderLines, *, keep_alive: bool
 ) -> tuple[Written, int]:
@@ -62,13 +66,29 @@ async def write_answer(
         await raw.writer.write(head + answer.body)
         sent = len(answer.body)
     else:
-        await raw.writer.write(head)
-        async for piece in answer.body:
-            await raw.writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
-            sent += len(piece)
-        if is_chunked:
-            await raw.writer.write(b"0\r\n\r\n")
-    return Written(keep_alive=keep_alive), sent
+        sent = await _write_stream(raw.writer, head, answer.body, is_chunked=is_chunked)
+    return _STAYS if keep_alive else _ENDS, sent
+
+
+async def _write_stream(writer: AbstractStreamWriter, head: bytes, body: Stream, *, is_chunked: bool) -> int:
+    """Write *head* with what there is of *body*, then the rest as it comes; how many bytes of *body* that were."""
+    start, is_all = body.at_hand()
+    end = b"0\r\n\r\n" if is_chunked else b""
+    first = head + _piece(start, is_chunked=is_chunked) if start else head
+    sent = len(start)
+    await writer.write(first + end if is_all else first)
+    if is_all:
+        return sent
+    async for piece in body:
+        await writer.write(_piece(piece, is_chunked=is_chunked))
+        sent += len(piece)
+    if end:
+        await writer.write(end)
+    return sent
+
+
+def _piece(content: bytes, *, is_chunked: bool) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content) if is_chunked else content
 
 
 def whole(answer: Answer, extra: HeaderLines) -> tuple[bytes, bytes]:

@@ -6,6 +6,7 @@ refused here. On a kept connection answers belong to requests by their order alo
 (a gateway's 408 to an idle connection, an answer sent twice) would become the answer to whoever comes next.
 """
 
+import asyncio
 import contextvars
 import functools
 import re
@@ -13,7 +14,7 @@ import select
 from typing import Any
 
 import aiohttp
-from aiohttp import StreamReader
+from aiohttp import StreamReader, hdrs
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, HttpVersion11, RawResponseMessage
 
@@ -44,7 +45,8 @@ class Connections(aiohttp.TCPConnector):
         if WANTS_FRESH.get():
             return None
         while (connection := await super()._get(*arguments)) is not None:
-            if not _has_spoken(connection):
+            protocol: Any = connection.protocol
+            if protocol is not None and not protocol.has_spoken():
                 return connection
             connection.close()
         return None
@@ -56,6 +58,60 @@ class _Connection(ResponseHandler):
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(**options)
         self._heads = Heads()
+        self._poll: Any = None
+        self._heard_s: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def has_spoken(self) -> bool:
+        """Whether bytes, or its end, came while it was idle: read by the loop already, or still in the kernel."""
+        if self.should_close or self.transport is None or self._holds_half_a_head():
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def _holds_half_a_head(self) -> bool:
+        """Whether more came in one read with the end of the last answer; each request begins with a new parser."""
+        try:
+            return self._parser is None or self._parser.feed_eof() is not None
+        except (ValueError, aiohttp.ClientError, HttpProcessingError):
+            return True
+
+    # aiohttp sets and cancels a timer for every read. Here one looks, when it is due, how long ago the last read was.
+
+    def _reschedule_timeout(self) -> None:
+        if not self._read_timeout:
+            self._heard_s = None
+            return
+        self._heard_s = self._loop.time()
+        if self._alarm is None:
+            self._alarm = self._loop.call_later(self._read_timeout, self._look)
+
+    def _drop_timeout(self) -> None:
+        self._heard_s = None
+
+    def _look(self) -> None:
+        self._alarm = None
+        if self._heard_s is None or not self._read_timeout:
+            return
+        left_s = self._heard_s + self._read_timeout - self._loop.time()
+        if left_s > 0:
+            self._alarm = self._loop.call_later(left_s, self._look)
+        else:
+            self._on_read_timeout()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called by aiohttp's reader after every piece that is taken, also where nothing was ever paused."""
+        if self._reading_paused or self._buffer_paused or self._tail:
+            super().resume_reading(resume_parser)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        super().connection_lost(exc)
 
     def set_response_params(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         """Called by aiohttp for each request, before its answer."""
@@ -98,41 +154,34 @@ def _is_sound(message: RawResponseMessage) -> bool:
         message.code >= 100
         and message.version.major == 1
         and _is_framed_soundly(message)
-        and not _has_control(message.reason.encode("utf-8", "surrogateescape"))
-        and all(_TOKEN.fullmatch(name) and not _has_control(value) for name, value in lines)
+        and all(_is_token(name) for name, _ in lines)
+        and not _have_control((message.reason.encode("utf-8", "surrogateescape"), *(value for _, value in lines)))
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _is_token(name: bytes) -> bool:
+    return _TOKEN.fullmatch(name) is not None
 
 
 def _is_framed_soundly(message: RawResponseMessage) -> bool:
     """Whether Transfer-Encoding is absent, or says in HTTP/1.1 that there are chunks and nothing else (§6.1)."""
-    values = tuple(value for name, value in message.raw_headers if name.lower() == b"transfer-encoding")
-    if not values:
+    if hdrs.TRANSFER_ENCODING not in message.headers:
         return not message.chunked
+    values = tuple(value for name, value in message.raw_headers if name.lower() == b"transfer-encoding")
     return message.chunked and list_items(values) == ("chunked",) and message.version >= HttpVersion11
 
 
-def _has_control(text: bytes) -> bool:
-    """Whether *text* holds control characters, read as UTF-8 if it is that, and byte by byte otherwise."""
+def _have_control(texts: tuple[bytes, ...]) -> bool:
+    """Whether one of *texts* holds control characters; each is read as UTF-8 if it is that, else byte by byte."""
     try:
-        characters = text.decode("utf-8")
+        return _CONTROL.search(b" ".join(texts).decode("utf-8")) is not None  # all are, if all together are
     except UnicodeDecodeError:
-        characters = text.decode("latin-1")
-    return _CONTROL.search(characters) is not None
+        return any(_CONTROL.search(_characters(text)) for text in texts)
 
 
-def _has_spoken(connection: Any) -> bool:  # noqa: ANN401  aiohttp exports no type for it
-    """Whether bytes, or its end, came on an idle *connection*: read by the loop already, or still in the kernel."""
-    protocol = connection.protocol
-    if protocol is None or protocol.should_close or connection.transport is None or _holds_half_a_head(protocol):
-        return True
-    poll = select.poll()
-    poll.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _holds_half_a_head(protocol: Any) -> bool:  # noqa: ANN401  aiohttp's own
-    """Whether more came in one read with the end of the last answer; each request begins with a new parser."""
+def _characters(text: bytes) -> str:
     try:
-        return protocol._parser is None or protocol._parser.feed_eof() is not None  # noqa: SLF001
-    except (ValueError, aiohttp.ClientError, HttpProcessingError):
-        return True
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")

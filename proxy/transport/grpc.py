@@ -59,6 +59,10 @@ class GrpcReply:
         """The message, in one piece."""
         yield self._message
 
+    def at_hand(self) -> tuple[bytes, bool]:
+        """Nothing ahead of the message."""
+        return b"", False
+
     async def read(self, limit: int) -> tuple[bytes, bool]:  # noqa: ARG002  it is here already
         """The whole message."""
         return self._message, True

@@ -6,8 +6,9 @@ proxies from the environment, decompression, header lines of its own, and re-sen
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
@@ -19,6 +20,7 @@ from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import WANTS_FRESH, Connections
+from proxy.transport.exchange import Exchange, Received
 from proxy.transport.slots import Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -30,7 +32,7 @@ _READ_AHEAD_BYTES = 65_536
 class UpstreamAnswer:
     """An upstream's answer: its head, and its body as it arrives. Implements ``core.answer.Stream``."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse | Received) -> None:
         self._response = response
         self.status = response.status
         self.reason = response.reason or ""
@@ -47,6 +49,14 @@ class UpstreamAnswer:
             raise _translated(error) from error
         finally:
             self.close()
+
+    def at_hand(self) -> tuple[bytes, bool]:
+        """What of the body has come already, and whether that is all."""
+        content = self._response.content
+        if content.exception() is not None:
+            return b"", False
+        start = content.read_nowait()
+        return start, content.at_eof()
 
     async def read(self, limit: int) -> tuple[bytes, bool]:
         """Up to *limit* bytes and a piece more, and whether that is all."""
@@ -84,20 +94,26 @@ class HttpTransport:
     ) -> None:
         self.origin = origin
         self._slots = slots
+        # No limit of its own: whoever waits there waits without an end, and is seen nowhere.
+        connections = Connections(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=True)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s)
+        parsing: dict[str, Any] = {
+            "read_bufsize": _READ_AHEAD_BYTES,
+            "max_line_size": max_line_bytes,
+            "max_field_size": max_line_bytes,
+            "max_headers": max_lines,
+        }
+        self._exchange = Exchange(origin, connections, timeout, **parsing)
         self._session = aiohttp.ClientSession(
-            # No limit of its own: whoever waits there waits without an end, and is seen nowhere.
-            connector=Connections(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=True),
+            connector=connections,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             raise_for_status=False,
             trust_env=False,
             skip_auto_headers=_SKIPPED,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
-            read_bufsize=_READ_AHEAD_BYTES,
-            max_line_size=max_line_bytes,
-            max_field_size=max_line_bytes,
-            max_headers=max_lines,
+            timeout=timeout,
             middlewares=(_keep_refusal,),
+            **parsing,
         )
         # aiohttp re-sends what it holds idempotent when a kept connection turns out to be closed, without asking
         # whether the body can be read twice, and offers no public switch (aiohttp #10790). We decide that ourselves.
@@ -112,21 +128,29 @@ class HttpTransport:
             UpstreamError: busy, unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a
                 byte.
         """
-        async with self._slot(is_again=request.is_again) as slot:
+        await self._slots.take(is_again=request.is_again)
+        with _Slot(self._slots) as slot:
             WANTS_FRESH.set(request.is_again)
-            response = slot.held_by(
-                await self._session.request(
-                    request.method,
-                    URL(self.origin + request.target, encoded=True),
-                    headers=_headers(request, body),
-                    data=_data(request, body),
-                    allow_redirects=False,
-                )
-            )
+            message = self._exchange.message(request, body)
+            response: aiohttp.ClientResponse | Received
+            if message is None:
+                response = await self._stream(request, body)
+            else:
+                response = await self._exchange.ask(message, is_head=request.method == hdrs.METH_HEAD)
+            slot.held_by(response)
         if response.status == 101:
             response.close()
             raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
         return UpstreamAnswer(response)
+
+    async def _stream(self, request: Request, body: Body | None) -> aiohttp.ClientResponse:
+        return await self._session.request(
+            request.method,
+            URL(self.origin + request.target, encoded=True),
+            headers=_headers(request, body),
+            data=_data(request, body),
+            allow_redirects=False,
+        )
 
     async def websocket(
         self, request: Request, protocols: tuple[str, ...]
@@ -137,7 +161,8 @@ class HttpTransport:
         Raises:
             ClientError, UpstreamError: as ``send``.
         """
-        async with self._slot() as slot:
+        await self._slots.take()
+        with _Slot(self._slots) as slot:
             try:
                 socket = await self._session.ws_connect(
                     URL(self.origin + request.target, encoded=True),
@@ -150,21 +175,10 @@ class HttpTransport:
                     max_msg_size=0,
                 )
             except _NotSwitchedError as refusal:
-                return UpstreamAnswer(slot.held_by(refusal.response))
+                slot.held_by(refusal.response)
+                return UpstreamAnswer(refusal.response)
             slot.held_by(socket._response)  # noqa: SLF001  aiohttp shows its connection in no other way
             return socket
-
-    @contextlib.asynccontextmanager
-    async def _slot(self, *, is_again: bool = False) -> AsyncIterator["_Slot"]:
-        """A slot to make a request in, given back at the end unless an answer holds it then."""
-        await self._slots.take(is_again=is_again)
-        slot = _Slot(self._slots)
-        try:
-            yield slot
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _translated(error) from error
-        finally:
-            slot.end()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -172,23 +186,30 @@ class HttpTransport:
 
 
 class _Slot:
-    """One slot that was taken, on its way from a request to the answer's connection."""
+    """One slot that was taken, on its way from a request to the answer's connection; given back if no answer comes."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._is_held = False
 
-    def held_by(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-        """*response*, which gives the slot back with its connection; one that is there whole has none any more."""
+    def held_by(self, response: aiohttp.ClientResponse | Received) -> None:
+        """*response* gives the slot back with its connection; one that is there whole has none any more."""
         if response.connection is not None:
             self._is_held = True
             response.connection.add_callback(self._slots.give_back)
-        return response
 
-    def end(self) -> None:
-        """Give the slot back if no answer does."""
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the slot back if no answer does; aiohttp's exceptions become ours."""
         if not self._is_held:
             self._slots.give_back()
+        if isinstance(error, (aiohttp.ClientError, TimeoutError, OSError)):
+            raise _translated(error) from error
 
 
 class _NotSwitchedError(Exception):
@@ -239,14 +260,14 @@ def _data(request: Request, body: Body | None) -> bytes | AsyncIterator[bytes] |
     return None if body is None or body.is_empty else body.pieces()
 
 
-def _declared_length(response: aiohttp.ClientResponse) -> int | None:
+def _declared_length(response: aiohttp.ClientResponse | Received) -> int | None:
     if "Transfer-Encoding" in response.headers:
         return None
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isascii() and value.isdigit() else None
 
 
-async def _unclosed(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _unclosed(response: aiohttp.ClientResponse | Received) -> AsyncIterator[bytes]:
     """The pieces of a body that somebody may go on reading."""
     try:
         while piece := await response.content.readany():

@@ -7,6 +7,7 @@ the route says so beyond doubt; in doubt it is everything under the endpoint, on
 Facts: the vendor's API reference and the descriptor inside its Python SDK (dashvector 1.0.23), read 2026-11.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -198,8 +199,13 @@ def identity(request: Request, protocol: bytes, ignored: frozenset[bytes]) -> tu
         protocol,
         request.method.encode("utf-8", "surrogateescape"),
         request.target.encode("utf-8", "surrogateescape"),
-        headers.relevant(request, _NO_EFFECT | ignored, prefixes),
+        headers.relevant(request, _without_effect(ignored), prefixes),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _without_effect(ignored: frozenset[bytes]) -> frozenset[bytes]:
+    return _NO_EFFECT | ignored
 
 
 def error_of(code: int) -> Refusal:

@@ -27,7 +27,7 @@ from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
-from proxy.ops.processes.process import METRICS_VARIABLE, child_environment, python_module
+from proxy.ops.processes.process import METRICS_VARIABLE, SPARING, child_environment, python_module
 from proxy.ops.processes.redis_child import RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
@@ -226,7 +226,7 @@ class Supervisor:
         workers = Workers(
             self.state.wanted,
             self._worker_command,
-            {**child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
+            {**SPARING, **child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
             hello=self._hello_with(self._settings),
             changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
             died=metrics.worker_died,
