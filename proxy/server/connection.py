@@ -79,17 +79,18 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop: an answer at once, a head held back, or work for the parser."""
         held = self._let_go()
-        if held:
-            data = held + data
         lane = self._port.lane
         if lane is not None and self._may_answer_at_once():
-            again = lane.find(data)
+            request = held + data if held else data
+            again = lane.find(request)
             if again is not None:
-                if self._answer_at_once(again, data):
+                if self._answer_at_once(again, request):
                     return
             elif not held and lane.is_head(data):
                 self._hold(data)
                 return
+        if held:
+            self._parse(held)  # by itself, as it came: what is wrong with *data* must not undo it
         self._parse(data)
 
     def learn(self, raw: web.BaseRequest, again: Again) -> None:
