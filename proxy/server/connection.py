@@ -102,7 +102,7 @@ class Connection(RequestHandler):
     def _parse(self, data: bytes) -> None:
         """Hand *data* to aiohttp, and see what it finds in it."""
         known = len(self._messages)
-        super().data_received(data)
+        self._feed(data)
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
@@ -117,6 +117,18 @@ class Connection(RequestHandler):
         elif not self._body.is_eof():
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
+    def _feed(self, data: bytes) -> None:
+        """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""
+        flags = self._close, self._force_close
+        if not any(flags) or self.transport is None or self._body.is_eof():
+            super().data_received(data)
+            return
+        self._close = self._force_close = False
+        try:
+            super().data_received(data)
+        finally:
+            self._close, self._force_close = flags
 
     def _may_answer_at_once(self) -> bool:
         """Whether a message begins here, aiohttp waits for it, and there is nobody else for whom an answer waits."""
