@@ -95,6 +95,7 @@ others = st.one_of(
     st.sampled_from(
         (b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /hit HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
     ),
+    st.sampled_from((b"POST /x HTTP/1.1\r\nX-Last: ", b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n")),
     st.sampled_from(MALFORMED),
 )
 

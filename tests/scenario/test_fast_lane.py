@@ -291,6 +291,31 @@ async def test_a_draining_worker_answers_known_requests_and_says_goodbye(has_lan
         assert await asyncio.to_thread(rig.proxy.stop) == 0
 
 
+@pytest.mark.parametrize("has_lane", [True, False], ids=["lane", "no lane"])
+async def test_r11_a_body_on_its_way_is_read_to_its_end_while_the_worker_drains(has_lane: bool) -> None:
+    env = {"DASHCACHE_LIMITS_BODY_IDLE_S": "10", "DASHCACHE_LOG_HITS_SINGLY": "0"}
+    async with rig_with(has_lane=has_lane, **env) as rig:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(await rig.client()) for _ in range(3)]
+            idle, *asking = clients
+            data = [await warm(clients[0], "known before the end"), known("new at the end")]
+            for client in clients:
+                assert state(await ask(client, data[0])) == "hit"
+            for client, request in zip(asking, data, strict=True):
+                await client.send(split(request)[0])
+            send_signal(rig.proxy.pid, signal.SIGTERM)
+            assert await idle.read_until_closed() == b""  # by then aiohttp was told to close every connection
+            for client, request, expected in zip(asking, data, ("hit", "miss"), strict=True):
+                await client.send(split(request)[1])
+                response = await client.read_response(method="POST")
+                assert (response.status, state(response)) == (200, expected)
+                assert response.header("Connection") == b"close"
+                assert await client.read_until_closed() == b""
+        assert await asyncio.to_thread(rig.proxy.stop) == 0
+        # Also the last one, moments before the end, is told of.
+        assert sum(line["requests"] for line in rig.proxy.logs if line["event"] == "hits") == 2 + 3 + 1
+
+
 async def test_quick_hits_are_counted_exactly_and_told_of_before_the_end() -> None:
     async with rig_with() as rig:
         hits = 0

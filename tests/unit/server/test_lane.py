@@ -159,6 +159,19 @@ def test_a_connection_that_the_lane_answered_last_is_closed_when_it_has_been_idl
     scene(play)
 
 
+def test_a_client_whose_first_request_was_known_has_sent_its_head() -> None:
+    async def play(port: MemoryPort) -> None:
+        await warm(port)
+        wire = port.connect()
+        await settled()
+        wire.receive(ONE)
+        assert port.at_once == 1
+        await asyncio.sleep(KEEPALIVE_S * 0.9)
+        assert not wire.is_lost
+
+    scene(play)
+
+
 def test_what_comes_behind_a_head_that_was_held_back_does_not_undo_its_request() -> None:
     async def play(port: MemoryPort) -> None:
         wire, (answer,) = await warm(port)
@@ -214,27 +227,23 @@ def test_a_fault_of_ours_is_told_and_the_request_goes_the_long_way() -> None:
 @pytest.mark.parametrize("is_split", [False, True])
 def test_no_answer_is_learnt_for_the_bytes_of_a_request_that_came_meanwhile(is_split: bool) -> None:
     async def play(port: MemoryPort) -> None:
-        _, (first, second) = await warm(port, request(ONE, target=b"/x") + request(target=b"/x"), TWO)
-        del first
-        wire = port.connect()
+        wire, other = port.connect(), request(target=b"/x")
         await asyncio.sleep(0)
         wire.receive(ONE)
-        await asyncio.sleep(0)
-        other = request(b'{"a":3}')
-        if is_split:
-            wire.receive(other[:-7])
-            wire.receive(other[-7:])
-        else:
-            wire.receive(other)
+        for piece in (other[:-2], other[-2:]) if is_split else (other,):
+            await asyncio.sleep(0)
+            wire.receive(piece)
+        assert not wire.sent
         await settled()
-        one, three = plain(wire.sent).split(b"HTTP/1.1")[1:]
-        assert one != three
+        first, second = plain(wire.sent).split(b"HTTP/1.1")[1:]
+        assert b"sent on" not in first
+        assert b"sent on" in second
         assert not knows(port, ONE)  # by then it was not the last message any more
-        assert second != one
+        assert not knows(port, other)
         wire.sent = b""
         wire.receive(other)
         await settled()
-        assert plain(wire.sent) == b"HTTP/1.1" + three
+        assert plain(wire.sent) == b"HTTP/1.1" + second
 
     scene(play)
 
@@ -294,9 +303,25 @@ def test_bytes_behind_a_part_of_a_head_are_no_request() -> None:
 
     async def play(port: MemoryPort) -> None:
         wire, _ = await warm(port)
-        wire.receive(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(ONE))
-        wire.receive(b"\r\n")
+        wire.receive(b"POST /x HTTP/1.1\r\nX-Last: ")
+        await settled()
         wire.receive(ONE)
+        await settled()
+        assert port.at_once == 0
+        assert plain(wire.sent).count(b"HTTP/1.1") == 1
+        assert b"sent on" in wire.sent
+
+    scene(play)
+
+
+def test_a_body_that_looks_like_a_request_is_none() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        wire.receive(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (2 * len(ONE)))
+        for _ in range(2):
+            await settled()
+            assert not wire.sent
+            wire.receive(ONE)
         await settled()
         assert port.at_once == 0
         assert plain(wire.sent).count(b"HTTP/1.1") == 1
