@@ -8,14 +8,18 @@ import asyncio
 import contextlib
 import re
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.scenario.telling import NATIVE, bearer, heard, native, state, telling, told
+from tests.support import wire
+from tests.support.certificate import made_certificate
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.raw_client import RawClient, RawResponse, request_bytes
@@ -314,6 +318,25 @@ async def test_r11_a_body_on_its_way_is_read_to_its_end_while_the_worker_drains(
         assert await asyncio.to_thread(rig.proxy.stop) == 0
         # Also the last one, moments before the end, is told of.
         assert sum(line["requests"] for line in rig.proxy.logs if line["event"] == "hits") == 2 + 3 + 1
+
+
+async def test_over_tls_known_requests_are_answered_alike(tmp_path: Path) -> None:
+    certificate, key = made_certificate(tmp_path)
+    env = {"DASHCACHE_TLS_CERTIFICATE": str(certificate), "DASHCACHE_TLS_KEY": str(key)}
+    async with rig_with(DASHCACHE_HTTPS_LISTEN="127.0.0.1:0", **env) as rig:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        port, loop = int(rig.proxy.https_url.rpartition(":")[2]), asyncio.get_running_loop()
+        reader = wire.PatientReader(limit=wire.STREAM_LIMIT)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.create_connection(lambda: protocol, "127.0.0.1", port, ssl=trusting)
+        async with RawClient(reader, asyncio.StreamWriter(transport, protocol, reader, loop)) as client:
+            data = await warm(client, "over TLS")
+            for pieces, every_s in ((split(data), 0.001), ((data,), None), (cut(data), None)) * 3:
+                response = await ask(client, *pieces, every_s=every_s)
+                assert state(response) == "hit"
+                assert right("over TLS", response)
+        async with await rig.client() as plain:  # another port, the same memory
+            assert state(await ask(plain, data)) == "hit"
 
 
 async def test_quick_hits_are_counted_exactly_and_told_of_before_the_end() -> None:
