@@ -3,6 +3,7 @@
 import asyncio
 import json
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -223,7 +224,9 @@ def hostile(kind: str, at: int) -> Request:
         ("many texts", 1_500),
     ],
 )
-def test_r9_what_is_remembered_of_strangers_is_bounded(kind: str, count: int) -> None:
+def test_r9_what_is_remembered_of_strangers_is_bounded(
+    kind: str, count: int, record_property: Callable[[str, object], None]
+) -> None:
     rig = Rig()
 
     async def ask_all() -> float:
@@ -241,6 +244,7 @@ def test_r9_what_is_remembered_of_strangers_is_bounded(kind: str, count: int) ->
     finally:
         tracemalloc.stop()
     assert held < 14, f"{held:.1f} MiB"
+    record_property("figure", f"{count} plans of strangers, {kind}: {held:.1f} MiB")
 
 
 def test_r9_what_is_let_in_is_remembered_within_bounds() -> None:
