@@ -83,16 +83,19 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop: an answer at once, a head held back, or work for the parser."""
         held = self._let_go()
-        if held:
-            data = held + data
         lane = self._port.lane
         if lane is None or not self._may_answer_at_once():
-            self._parse(data)
+            self._parse_apart(held, data)
             return
-        known = lane.find(data)
+        request = held + data if held else data
+        known = lane.find(request)
         if known is None and not held and lane.is_head(data):
             self._hold(data)
-        elif known is None or not self._answer_at_once(known):
+        elif known is not None and self._answer_at_once(known):
+            return
+        elif held:
+            self._parse_apart(held, data)
+        else:
             self._parse_first(lane, data)
 
     def learn(self, raw: web.BaseRequest, again: Again) -> None:
@@ -133,10 +136,16 @@ class Connection(RequestHandler):
         lane.learn(request, len(body), again)
         return True
 
+    def _parse_apart(self, held: bytes, data: bytes) -> None:
+        """Parse what was held back as it came, and by itself: what is wrong with *data* must not undo it."""
+        if held:
+            self._parse(held)
+        self._parse(data)
+
     def _parse(self, data: bytes) -> None:
         """Hand *data* to aiohttp, and see what it finds in it."""
         known = len(self._messages)
-        super().data_received(data)
+        self._feed(data)
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
@@ -151,6 +160,18 @@ class Connection(RequestHandler):
         elif not self._body.is_eof():
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
+    def _feed(self, data: bytes) -> None:
+        """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""
+        flags = self._close, self._force_close
+        if not any(flags) or self.transport is None or self._body.is_eof():
+            super().data_received(data)
+            return
+        self._close = self._force_close = False
+        try:
+            super().data_received(data)
+        finally:
+            self._close, self._force_close = flags
 
     def _may_answer_at_once(self) -> bool:
         """Whether a message begins here, aiohttp waits for it, and there is nobody else for whom an answer waits."""

@@ -52,6 +52,8 @@ async def write_answer(
 
     A body that breaks off raises UpstreamError with the head already sent: the caller must end the connection.
     """
+    if raw.protocol.writing_paused:
+        await raw.writer.drain()  # aiohttp waits inside a long answer only; many short ones would pile up
     has_body = raw.method != "HEAD" and answer.status >= 200 and answer.status not in _BODILESS
     length = len(answer.body) if isinstance(answer.body, bytes) and has_body else answer.length
     is_chunked = has_body and length is None and raw.version >= HttpVersion11
