@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,9 +162,9 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def play(script: Sequence[Step], *, has_lane: bool) -> tuple[Any, int]:
-    """What each client got, and what the observer was told; and how often the lane was used."""
-    port = MemoryPort(has_lane=has_lane)
+async def play(script: Sequence[Step], *, has_lane: bool, recalls: bool = False) -> tuple[Any, int]:
+    """What each client got, and what the observer was told; and how many answers were given at once."""
+    port = MemoryPort(has_lane=has_lane, recalls=recalls)
     wires = [port.connect()]
     for step in script:
         if isinstance(step, Send):
@@ -198,14 +199,15 @@ async def play(script: Sequence[Step], *, has_lane: bool) -> tuple[Any, int]:
     return (got, told), port.at_once
 
 
-def test_with_and_without_the_lane_clients_get_the_same() -> None:
+@pytest.mark.parametrize("recalls", [False, True], ids=["bytes only", "bytes and meaning"])
+def test_with_and_without_the_lane_clients_get_the_same(recalls: bool) -> None:
     examples, used, at_once = 0, 0, 0
 
     @given(scripts())
     def check(script: list[Step]) -> None:
         nonlocal examples, used, at_once
         without, never = fake_loop.run(play(script, has_lane=False))
-        with_lane, count = fake_loop.run(play(script, has_lane=True))
+        with_lane, count = fake_loop.run(play(script, has_lane=True, recalls=recalls))
         assert with_lane == without
         assert never == 0
         examples, used, at_once = examples + 1, used + (count > 0), at_once + count

@@ -5,19 +5,22 @@ For tests in which the exact pieces matter, and the turns of the loop between. O
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from proxy.core.answer import Answer, Body
-from proxy.core.outcome import CacheState, Outcome
-from proxy.core.request import HeaderLines, Request
+from proxy.core.answer import Again, Answer, Body
+from proxy.core.outcome import CacheState, Outcome, Repeats
+from proxy.core.ports import SYSTEM_CLOCK
+from proxy.core.request import Head, HeaderLines, Request
 from proxy.server.connection import Connection
 from proxy.server.http import DataServer, Front
 from proxy.server.intake import Intake
 from proxy.server.lane import Lane
+from proxy.server.ready import Ready
 from proxy.server.watch import Clients
 from proxy.vendors.headers import decisive
 
@@ -37,10 +40,13 @@ class DigestFlow:
     Answers with the digest of what it is asked, after a few turns of the loop, as many as the digest says.
 
     While `is_on`, POST to ``/hit`` is a hit, which may be given again; else, and elsewhere, answers say that they are
-    not. ``/early`` is answered before its body is read, ``/slow`` after a second.
+    not. A hit says only what decides. ``/early`` is answered before its body is read, ``/slow`` after a second. With
+    *recalls* it remembers what heads and bodies meant, as the planner does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, recalls: bool) -> None:
+        self._recalls = recalls
+        self._meanings: dict[tuple[Head, bytes], Again] = {}
         self.is_on = True
         self.fault: Exception | None = None
         """What `again` runs into."""
@@ -55,23 +61,49 @@ class DigestFlow:
         for _ in range(asked[0] % 4):
             await asyncio.sleep(0)
         if request.path == "/hit" and request.method == "POST" and content is not None:
-            answer = self._hit(asked, outcome)
+            meant = dataclasses.replace(request, headers=decisive(request.headers))
+            again = DigestAgain(self, digest(meant, content))
+            answer = again.flow.hit(again.asked, outcome)
             if answer is not None:
-                answer.again = partial(self._again, asked)
+                answer.again = again
+                if self._recalls and request.head is not None:
+                    self._meanings[request.head, content] = again
                 return answer
         outcome.state = CacheState.MISS
         return Answer(200, "OK", ((b"X-Asked", asked),), b"sent on " + asked)
 
-    def _again(self, asked: bytes, outcome: Outcome) -> Answer | None:
-        if self.fault is not None:
-            raise self.fault
-        return self._hit(asked, outcome)
+    def recall(self, head: Head, body: bytes) -> Again | None:
+        """See ``proxy.at_once.AtOnce``."""
+        return self._meanings.get((head, body))
 
-    def _hit(self, asked: bytes, outcome: Outcome) -> Answer | None:
+    def hit(self, asked: bytes, outcome: Outcome) -> Answer | None:
+        """What says *asked*, if it may be said just now."""
         if not self.is_on:
             return None
         outcome.state, outcome.items, outcome.hits_memory = CacheState.HIT, 1, 1
         return Answer(200, "OK", ((b"X-Asked", asked),), asked + self.padding)
+
+
+@dataclass(frozen=True)
+class DigestAgain:
+    """Answers again."""
+
+    flow: DigestFlow
+    asked: bytes
+
+    def __call__(self, outcome: Outcome) -> Answer | None:
+        """See ``proxy.core.answer.Again``."""
+        if self.flow.fault is not None:
+            raise self.flow.fault
+        return self.flow.hit(self.asked, outcome)
+
+    def holds(self) -> bool:
+        """See ``proxy.core.answer.Again``."""
+        return self.flow.is_on
+
+    def same_until_unix_s(self) -> float:
+        """Nothing is kept ready here: what is, is told of with others."""
+        return 0.0
 
 
 class Observed:
@@ -84,6 +116,10 @@ class Observed:
     def observe(self, outcome: Outcome) -> None:
         """See ``proxy.server.http.RequestObserver``."""
         self.outcomes.append(outcome)
+
+    def observe_repeats(self, repeats: Repeats) -> None:
+        """See ``proxy.server.http.RequestObserver``."""
+        raise AssertionError(f"{repeats} of what is never kept ready")
 
     def background_failed(self, error: BaseException) -> None:
         """See ``proxy.server.http.RequestObserver``."""
@@ -184,10 +220,10 @@ class Wire(asyncio.Transport):
 
 
 class MemoryPort:
-    """The port, with a lane or without; needs a running loop."""
+    """The port, with a lane or without, whose flow recalls or not; needs a running loop."""
 
-    def __init__(self, *, has_lane: bool) -> None:
-        self.flow, self.observed = DigestFlow(), Observed()
+    def __init__(self, *, has_lane: bool, recalls: bool = False) -> None:
+        self.flow, self.observed = DigestFlow(recalls=recalls), Observed()
         self.lane = Lane() if has_lane else None
         flow: Any = self.flow
         bridge: Any = _NoBridge()
@@ -199,6 +235,8 @@ class MemoryPort:
         )
         self.front = _CountingFront(
             flow=flow,
+            at_once=flow,
+            ready=Ready(self.observed, lambda: "", SYSTEM_CLOCK),
             bridge=bridge,
             observer=self.observed,
             error_body=lambda path, code, message, request_id: f"{path} {code} {message} {request_id}".encode(),
@@ -217,7 +255,7 @@ class MemoryPort:
 
     @property
     def at_once(self) -> int:
-        """How many requests the lane has answered."""
+        """How many requests were answered in the call that brought them."""
         return self.front.at_once
 
     def connect(self, room: int | None = None) -> Wire:

@@ -21,6 +21,19 @@ ONE, TWO = request(b'{"a":1}'), request(b'{"a":2}')
 HEAD, BODY = ONE[:-7], ONE[-7:]
 
 
+class Again:
+    """Answers nothing."""
+
+    def __call__(self, outcome: Outcome) -> None:
+        return None
+
+    def holds(self) -> bool:
+        return False
+
+    def same_until_unix_s(self) -> float:
+        return 0.0
+
+
 def scene(play: Callable[[MemoryPort], Awaitable[None]]) -> None:
     async def whole() -> None:
         port = MemoryPort(has_lane=True)
@@ -41,6 +54,8 @@ async def warm(port: MemoryPort, *requests: bytes) -> tuple[Wire, list[bytes]]:
     """A connection on which *requests* were answered, and the answers."""
     wire, answers = port.connect(), []
     for data in requests or (ONE,):
+        assert port.lane is not None
+        port.lane._seen.add(hash(data))  # nothing is learnt the first time
         before = len(wire.sent)
         wire.receive(data)
         await settled()
@@ -270,7 +285,6 @@ FORMS = {
     "expecting": request(lines=b"Expect: 100-continue\r\n"),
     "upgrading": request(lines=b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
     "chunked": b"POST /hit HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-    "without a length": b"POST /hit HTTP/1.1\r\nHost: a\r\n\r\n",
     "empty lines before": b"\r\n\r\n" + request(b"x" * 100),
     "two at once": ONE + ONE,
     "one and a part of another": ONE + ONE[:10],
@@ -366,16 +380,30 @@ def test_a_slow_reader_that_goes_on_asking_is_not_answered_into_memory() -> None
 
 
 def test_the_lane_is_bounded_in_bytes_whatever_comes() -> None:
-    lane = Lane()
-
-    def again(outcome: Outcome) -> None:
-        return None
-
+    lane, again = Lane(), Again()
     for at in range(3_000):
-        lane.learn(request(b"{}", b"X: %d%b\r\n" % (at, b"x" * 15_000)), again)
-        lane.learn(request(b"%d" % at + b"x" * 15_000), again)
-    assert sum(map(len, lane._known)) <= 2 * MIB
+        for _ in range(2):
+            lane.learn(request(b"{}", b"X: %d%b\r\n" % (at, b"x" * 3_000)), 2, again)
+            lane.learn(request(b"%d" % at + b"x" * 15_000), 15_000 + len(str(at)), again)
+    assert sum(map(len, lane._known)) <= 6 * MIB
     assert sum(map(len, lane._heads)) <= MIB
-    assert lane.find(request(b"2999" + b"x" * 15_000)) is again
-    lane.learn(request(b"x" * 16_384), again)
-    assert lane.find(request(b"x" * 16_384)) is None
+    assert lane.find(request(b"2999" + b"x" * 15_000)) == (again, 15_004)
+
+
+@pytest.mark.parametrize(
+    ("data", "body_bytes"), [(request(b"x" * 16_384), 16_384), (request(b"", b"X: %b\r\n" % (b"x" * 4_096)), 0)]
+)
+def test_what_is_long_is_not_learnt(data: bytes, body_bytes: int) -> None:
+    lane = Lane()
+    for _ in range(3):
+        lane.learn(data, body_bytes, Again())
+    assert lane.find(data) is None
+
+
+def test_what_comes_once_is_not_learnt() -> None:
+    lane = Lane()
+    for at in range(100):
+        lane.learn(request(b"%d" % at), 2, Again())
+    assert not lane._known
+    lane.learn(request(b"7"), 1, Again())
+    assert lane.find(request(b"7")) is not None
