@@ -105,6 +105,15 @@ async def _max_clients(redis: RedisServer, line: FaultProxy) -> AsyncIterator[No
 
 
 @contextlib.asynccontextmanager
+async def _refusing(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
+    # By the server itself: reads are pipelined, and an error for each piece of the stream is not one for each command.
+    commands = ("mget", "set", "evalsha")
+    redis.command("ACL", "SETUSER", "default", *(f"-{name}" for name in commands))
+    yield
+    redis.command("ACL", "SETUSER", "default", *(f"+{name}" for name in commands))
+
+
+@contextlib.asynccontextmanager
 async def _flushed(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
     redis.command("FLUSHALL")
     yield
@@ -156,7 +165,7 @@ CASES = (
     _garbage("not-redis", b"HTTP/1.1 400 Bad Request\r\n\r\n", "garbage", "connection"),
     _garbage("wrong-shape", b"+OK\r\n", "garbage", "connection"),
     _garbage("half-an-error", b"-MOVED\r\n", "garbage", "connection"),
-    Case("unknown-error", _on_the_line(Garbage(b"-ERR \xff\xfe\r\n")), frozenset({"rejected"}), opens=False),
+    Case("commands-refused", _refusing, frozenset({"rejected"}), opens=False, deadline_ms=1000),
     Case("flushall", _flushed, opens=False, deadline_ms=1000),
     Case("wrong-types", _wrong_types, opens=False, deadline_ms=1000),
     Case("foreign-values", _foreign_values, opens=False, deadline_ms=1000),
