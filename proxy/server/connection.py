@@ -74,6 +74,13 @@ class Connection(RequestHandler):
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
+    def close(self) -> None:
+        """Called by aiohttp when a drain begins: a head held back has come before, and its request is answered."""
+        held = self._let_go()
+        if held:
+            self._parse(held)
+        super().close()
+
     def hang_up(self) -> None:
         """Close after this answer without waiting for the rest of the request, which does not come."""
         self._lingering_time = 0.0

@@ -212,6 +212,23 @@ def test_while_the_port_drains_every_answer_says_that_it_is_the_last() -> None:
     scene(play)
 
 
+@pytest.mark.parametrize("waits_s", [0, HOLD_S * 2])
+def test_a_head_held_back_when_the_port_is_shut_down_is_answered(waits_s: float) -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        wire.receive(HEAD)
+        port.front.is_draining = True
+        port.server.pre_shutdown()
+        ending = asyncio.ensure_future(port.server.shutdown(30))
+        await asyncio.sleep(waits_s)
+        wire.receive(BODY)
+        await ending
+        await settled()
+        assert wire.sent.startswith(b"HTTP/1.1 200 ")
+
+    scene(play)
+
+
 def test_what_is_no_hit_any_more_goes_the_long_way() -> None:
     async def play(port: MemoryPort) -> None:
         wire, (answer,) = await warm(port)
