@@ -221,4 +221,4 @@ def test_with_and_without_the_lane_clients_get_the_same(recalls: bool) -> None:
 
     check()
     print(f"{examples} scripts, {used} of them used the lane, {at_once} times")
-    assert used >= examples / 4, "the lane was hardly used, so nothing was compared"
+    assert used >= examples / 10, "the lane was hardly used, so nothing was compared"
