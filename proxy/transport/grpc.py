@@ -10,6 +10,7 @@ for until the deadline, as every unary client does.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -152,11 +153,21 @@ def lines_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> HeaderLines:
 
 def metadata_of(lines: HeaderLines) -> Metadata:
     """Header lines as metadata, less what is each connection's own and what gRPC cannot carry."""
-    return tuple(
-        (name.decode("ascii"), value if name.endswith(b"-bin") else value.decode("ascii"))
-        for name, value in ((name.lower(), value) for name, value in lines)
-        if name not in _CONNECTION and not name.startswith((b"grpc-", b":")) and can_carry(name, value)
-    )
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in lines:
+        key = _key(name)
+        if key.endswith("-bin"):
+            metadata.append((key, value))
+        elif key and value.isascii() and (text := value.decode("ascii")).isprintable():
+            metadata.append((key, text))
+    return tuple(metadata)
+
+
+@functools.lru_cache(maxsize=512)
+def _key(name: bytes) -> str:
+    """The key of metadata for lines of that *name*; empty if there is none."""
+    low = name.lower()
+    return "" if low in _CONNECTION or low.startswith((b"grpc-", b":")) else low.decode("ascii")
 
 
 def can_carry(name: bytes, value: bytes) -> bool:

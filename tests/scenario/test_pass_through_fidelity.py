@@ -316,3 +316,20 @@ async def test_names_that_differ_in_case_only_keep_all_their_lines(module_rig: W
         response = await client.request("GET", "/x", lines)
     assert by_name(module_rig.only_request().headers, b"host") == {b"x-a": [(b"X-A", value) for _, value in lines]}
     assert by_name(response.headers)[b"x-a"] == lines
+
+
+@pytest.mark.parametrize("size", [0, 5, 48 * 1024 - 1, 48 * 1024, 64 * 1024])
+@pytest.mark.parametrize("lines", [1, 8])
+async def test_an_upload_goes_up_whole_however_long_its_head_and_itself_are(
+    module_rig: WireRig, size: int, lines: int
+) -> None:
+    """What is short goes up in one piece, what is not in several; the two together decide."""
+    module_rig.forget()
+    module_rig.upstream.answer = answers.respond(b"fine")
+    content = os.urandom(size)
+    async with await module_rig.client() as client:
+        response = await client.request("POST", "/x", [(b"X-%d" % at, b"x" * 7000) for at in range(lines)], content)
+    assert response.status == 200
+    request = module_rig.only_request()
+    assert request.body == content
+    assert [request.header(f"X-{at}") for at in range(lines)] == [b"x" * 7000] * lines
