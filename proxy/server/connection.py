@@ -36,7 +36,7 @@ class Connection(RequestHandler):
     A held-back head is nobody's yet: whatever comes next, or the end of a moment, hands it to the parser.
     """
 
-    __slots__ = ("_body", "_boundary", "_front", "_held", "_holding", "_port", "has_asked", "watch")
+    __slots__ = ("_body", "_boundary", "_front", "_held", "_holding", "_is_free", "_port", "has_asked", "watch")
 
     def __init__(self, server: web.Server, port: Port, front: "Front", **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -44,6 +44,7 @@ class Connection(RequestHandler):
         self._front = front
         self._body: StreamReader = EMPTY_PAYLOAD
         self._boundary = Boundary()
+        self._is_free = True
         self._held = b""
         self._holding: asyncio.TimerHandle | None = None
         self.has_asked = False
@@ -105,8 +106,15 @@ class Connection(RequestHandler):
         else:
             self._parse_first(lane, data)
 
-    def learn(self, raw: web.BaseRequest, again: Again) -> None:
-        """The bytes of *raw*, which was just answered, are answered by *again* from now on."""
+    def answered(self, raw: web.BaseRequest, again: Again | None) -> None:
+        """
+        The answer to *raw* is written, and nothing forbids another request; *again* answers its bytes from now on.
+
+        aiohttp's task hears of it two turns of the loop later; on a busy one the next request is here by then.
+        """
+        self._is_free = True
+        if again is None:
+            return
         request, body = self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
         if self._port.lane is not None and request:
             self._port.lane.learn(request, len(body), again)
@@ -115,7 +123,7 @@ class Connection(RequestHandler):
         """
         Parse *data* and, if it is one whole request whose meaning is known, answer it without a task of its own.
 
-        aiohttp's task, which waits for a message, is left waiting until it is clear that it has to take this one.
+        aiohttp's task, if it waits for a message, is left waiting until it is clear that it has to take this one.
         """
         waiter, self._waiter = self._waiter, None
         try:
@@ -124,13 +132,12 @@ class Connection(RequestHandler):
             self._waiter = waiter
         if self._messages:
             if self._answer_first(lane):
+                self._is_free = True
                 self._messages.popleft()
                 if self._parser is not None:
                     self._parser.message_consumed()
             elif waiter is not None:
                 waiter.set_result(None)
-        elif data:
-            self.watch.head_begins()
 
     def _answer_first(self, lane: Lane) -> bool:
         message = self._messages[0][0]
@@ -156,10 +163,11 @@ class Connection(RequestHandler):
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
-            if self._waiter is not None and data:
+            if self._is_free and data:
                 self.watch.head_begins()
             return
         self.has_asked = True
+        self._is_free = False
         self.watch.head_ends()
         message, body = self._messages[-1]
         if not isinstance(message, _ErrInfo):
@@ -181,11 +189,10 @@ class Connection(RequestHandler):
             self._close, self._force_close = flags
 
     def _may_answer_at_once(self) -> bool:
-        """Whether a message begins here, aiohttp waits for it, and there is nobody else for whom an answer waits."""
+        """Whether a message begins here, and no other waits for its answer or is being answered."""
         return (
             self._boundary.left == 0
-            and self._waiter is not None
-            and not self._waiter.done()
+            and self._is_free
             and not self._messages
             and not (self._close or self._force_close or self._paused or self._front.is_draining)
         )

@@ -145,8 +145,8 @@ class Front:
             )
         finally:
             answer.after()  # what was paid for is kept, also when the client has gone meanwhile
-        if answer.again is not None and written.keep_alive and isinstance(raw.protocol, Connection):
-            raw.protocol.learn(raw, answer.again)
+        if written.keep_alive and isinstance(raw.protocol, Connection):
+            raw.protocol.answered(raw, answer.again)
         return written
 
     def recall(self, head: Head, body: bytes) -> Again | None:

@@ -361,8 +361,7 @@ async def test_quick_hits_are_counted_exactly_and_told_of_before_the_end() -> No
                 assert requests is not None
                 assert counted is not None
                 assert float(requests[1]) <= hits
-                assert requests[1] == counted[1]
-                return float(requests[1]) == hits
+                return float(requests[1]) == float(counted[1]) == hits  # read while they are written, they may differ
 
             await wait_until(is_counted, what="2,002 hits to be counted")
             await some(clients[0], data, 300)
