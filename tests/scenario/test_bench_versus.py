@@ -1,0 +1,54 @@
+"""The comparison with peers: its scripts and servers fit what is asked of them, and its page tells what was found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import figures, report
+from benchmarks.peers.content import DIMENSION, TEXTS, answer, body, text
+from benchmarks.peers.load import one_by_one_ms, scripts
+from benchmarks.peers.machine import OTHER_CORE, free_port, process, python
+from proxy.cache.numbers import Form, pack
+from tests.support.proxy_process import ProxyProcess
+
+
+def test_an_answer_is_what_the_cache_can_hold_compactly() -> None:
+    """Spelled otherwise, it would be kept as text, and another thing would be measured."""
+    rows = json.loads(answer(body(["a", "b"])))["output"]["embeddings"]
+    assert [len(row["embedding"]) for row in rows] == [DIMENSION] * 2
+    text_of = json.dumps(rows[0]["embedding"], separators=(",", ":")).encode()
+    assert pack(text_of)[0] not in (Form.TEXT, Form.DOUBLE)
+
+
+def test_the_upstream_and_the_proxy_give_the_same_rows() -> None:
+    port = free_port()
+    with (
+        process(python("benchmarks.peers.servers", "upstream", str(port)), port, OTHER_CORE),
+        ProxyProcess(dashscope_url=f"http://127.0.0.1:{port}") as proxy,
+    ):
+        asked = [body([text(at)]) for at in (1, 2, 1)]
+        assert len(one_by_one_ms(port, asked)) == 3
+        assert len(one_by_one_ms(proxy.http_port, asked)) == 3
+        assert proxy.stats()["operations"]["embedding"]["upstream_calls"] == 2
+
+
+def test_scripts_ask_for_all_texts(tmp_path: Path) -> None:
+    found = scripts(tmp_path)
+    assert set(found) == {"repeat", "new", "ten", "get", "large"}
+    assert found["repeat"].read_text().count("text number") == TEXTS
+    assert "X-Request-Id" in found["new"].read_text()
+
+
+def test_the_page_tells_what_was_met_missed_and_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "picture.svg")
+    values = {figures.REPEAT: [0.9, 1.2, 1.1], figures.PARSED: [0.5, 0.6, 0.4]}
+    said = report.write(values, {"memory, repeat": [70_000.0, 60_000.0], "nginx-cache, repeat": [60_000.0]}, "command")
+    assert f"| {figures.REPEAT.name} | 1.10 (1.00-1.15) | ≥ 1 | met |" in said
+    assert f"| {figures.PARSED.name} | 0.50 (0.45-0.55) | ≥ 0.7 | **missed** |" in said
+    assert f"| {figures.GRPC.name} | not measured" in said
+    assert (tmp_path / "page.md").read_text() == said
+    assert "nginx proxy_cache" in (tmp_path / "picture.svg").read_text()
