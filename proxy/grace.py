@@ -104,7 +104,8 @@ class Grace:
             return None
         stale_s = max(-entry.remaining_ms(now_unix_ms) for entry in stale.values()) / 1000
         rests = {at: self._rest_of(job.keys[at]) for at in missing}
-        if stale_s <= self._windows.while_refresh_s:
+        # Switched off, it does not count in the very millisecond of the end either.
+        if 0 < self._windows.while_refresh_s >= stale_s:
             asleep = [at for at, rest in rests.items() if rest is not None or job.keys[at] in self._refreshing]
             self._refresh(job, [at for at in missing if at not in asleep])
             return StaleReason.WHILE_REFRESH

@@ -29,7 +29,7 @@ def events(proxy: ProxyProcess, after: int = 0, process: str | None = None) -> C
     """How often each kind of line stands in the log (of *process*) from line *after* on, requests' own left out."""
     lines = [record for record in proxy.logs[after:] if process in (None, record.get("process"))]
     found = Counter(str(record.get("event")) for record in lines)
-    del found["request"]
+    del found["request"], found["hits"]  # of one, and of several
     return found
 
 

@@ -183,7 +183,7 @@ async def test_r7a_a_refusal_is_never_answered_from_grace(redis_server: RedisSer
             made.upstream.answer = answer
             for _ in range(2):
                 response = await made.ask("a", lines=lines)
-                assert response.status == status
+                assert response.status == status, cache_status(response)
                 assert b"vendor-x" in response.body
 
 

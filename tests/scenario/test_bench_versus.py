@@ -40,9 +40,7 @@ def test_scripts_ask_for_all_texts(tmp_path: Path) -> None:
     assert "X-Request-Id" in found["new"].read_text()
 
 
-def test_the_page_tells_what_was_met_missed_and_not_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_tells_what_was_met_missed_and_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(report, "PICTURE", tmp_path / "picture.svg")
     values = {figures.REPEAT: [0.9, 1.2, 1.1], figures.PARSED: [0.5, 0.6, 0.4]}

@@ -107,6 +107,12 @@ async def test_a_failing_refresh_rests_for_1_to_60_seconds() -> None:
     assert not any(rig.told)
 
 
+@pytest.mark.parametrize("stale_s", [0.0, 0.001, 1.0])
+async def test_what_is_switched_off_is_off_from_the_first_moment(stale_s: float) -> None:
+    assert Rig(Windows(if_error_s=60)).look(stale_s) is None
+    assert Rig(Windows(while_refresh_s=1.0, if_error_s=60)).look(stale_s) is StaleReason.WHILE_REFRESH
+
+
 async def test_no_more_refreshes_than_may_be() -> None:
     rig = Rig(Windows(while_refresh_s=60))
     rig.hold.clear()
