@@ -102,7 +102,7 @@ async def overload(limit: int, latency_s: float, usual: float, duration_s: float
             assert {(line["state"], line["status"]) for line in lines} == {("refused", 503)}
             # By the proxy's clock, as the load's runs late. The wait in line is the promise, the rest for the machine.
             latest_s = max(line["total_ms"] for line in lines) / 1000
-            assert latest_s <= queue_wait_s + 0.5
+            assert latest_s <= queue_wait_s + 2.0
             print(f"\n{report.summary()}")
             return (
                 f"{report.count} calls at {10 * usual:g}/s: at most {vendor.most} of {limit} at the upstream; "
