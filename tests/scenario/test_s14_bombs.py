@@ -51,7 +51,7 @@ def grown(rig: WireRig, before: int) -> float:
 
 
 @pytest.mark.parametrize("target", ["/x", EMBEDDINGS])
-async def test_a_bomb_in_a_request_passes_unopened(rig: WireRig, target: str) -> None:
+async def test_s14_a_bomb_in_a_request_passes_unopened(rig: WireRig, target: str) -> None:
     before = await settled(rig)
     rig.upstream.answer = answers.respond(b"fine")
     async with await rig.client() as client:
@@ -62,7 +62,7 @@ async def test_a_bomb_in_a_request_passes_unopened(rig: WireRig, target: str) ->
 
 
 @pytest.mark.parametrize("target", ["/x", EMBEDDINGS])
-async def test_a_bomb_in_an_answer_passes_unopened_and_is_not_kept(rig: WireRig, target: str) -> None:
+async def test_s14_a_bomb_in_an_answer_passes_unopened_and_is_not_kept(rig: WireRig, target: str) -> None:
     before = await settled(rig)
     rig.upstream.answer = answers.respond(bomb(), headers=GZIPPED)
     async with await rig.client() as client:
@@ -75,7 +75,7 @@ async def test_a_bomb_in_an_answer_passes_unopened_and_is_not_kept(rig: WireRig,
 
 
 @pytest.mark.parametrize("target", ["/x", EMBEDDINGS])
-async def test_a_million_chunks_of_one_byte_in_a_request(rig: WireRig, target: str) -> None:
+async def test_s14_a_million_chunks_of_one_byte_in_a_request(rig: WireRig, target: str) -> None:
     before = await settled(rig)
     question = QUESTION % (b"a" * MIB)
     rig.upstream.answer = answers.respond(b"fine")
@@ -89,7 +89,7 @@ async def test_a_million_chunks_of_one_byte_in_a_request(rig: WireRig, target: s
 
 
 @pytest.mark.parametrize("target", ["/x", EMBEDDINGS])
-async def test_a_million_chunks_of_one_byte_in_an_answer(rig: WireRig, target: str) -> None:
+async def test_s14_a_million_chunks_of_one_byte_in_an_answer(rig: WireRig, target: str) -> None:
     before = await settled(rig)
     body = b" " * MIB
     splinters = b"1\r\n \r\n" * 4096
@@ -109,7 +109,7 @@ async def test_a_million_chunks_of_one_byte_in_an_answer(rig: WireRig, target: s
 
 
 @pytest.mark.parametrize("target", [b"/x", EMBEDDINGS.encode()])
-async def test_endless_trailers_of_a_request_are_refused(rig: WireRig, target: bytes) -> None:
+async def test_s14_endless_trailers_of_a_request_are_refused(rig: WireRig, target: bytes) -> None:
     before = await settled(rig)
     head = wire.head_bytes(b"POST " + target + b" HTTP/1.1", [*KEYED, (b"Transfer-Encoding", b"chunked")])
     async with await rig.client() as client:
@@ -125,7 +125,7 @@ async def test_endless_trailers_of_a_request_are_refused(rig: WireRig, target: b
     assert grown(rig, before) <= 16
 
 
-async def test_endless_trailers_of_an_answer_end_its_connection(rig: WireRig) -> None:
+async def test_s14_endless_trailers_of_an_answer_end_its_connection(rig: WireRig) -> None:
     before = await settled(rig)
 
     async def answer(request: RecordedRequest, writer: asyncio.StreamWriter) -> None:
@@ -142,7 +142,7 @@ async def test_endless_trailers_of_an_answer_end_its_connection(rig: WireRig) ->
     assert grown(rig, before) <= 16
 
 
-async def test_more_lines_than_are_allowed_are_refused_and_as_many_as_are_pass(rig: WireRig) -> None:
+async def test_s14_more_lines_than_are_allowed_are_refused_and_as_many_as_are_pass(rig: WireRig) -> None:
     many = [(b"X-%d" % number, b"v") for number in range(200)]  # more than a library's usual 128
     async with await rig.client() as client:
         assert (await client.request("GET", "/x", many)).status == 200
@@ -157,7 +157,7 @@ async def test_more_lines_than_are_allowed_are_refused_and_as_many_as_are_pass(r
     assert grown(rig, before) <= 16
 
 
-async def test_small_gzip_is_opened_and_kept(rig: WireRig) -> None:
+async def test_s14_small_gzip_is_opened_and_kept(rig: WireRig) -> None:
     """The other side of it: what the vendor really sends is."""
     content = (
         b'{"output":{"embeddings":[{"text_index":0,"embedding":[%b]}]},"usage":{"total_tokens":1},"request_id":"r"}'
