@@ -170,6 +170,7 @@ def test_workers_that_die_at_the_start_leave_the_old_ones_in_place(rig: Rig, lin
 def test_a_crash_after_a_reload_goes_on_with_the_new_settings(rig: Rig) -> None:
     rig.write(lines=500)
     assert rig.reload().status == 200
+    rig.wait_in_force({500})  # an old worker's end would not be an accident
     with socket.create_connection(("127.0.0.1", rig.proxy.http_port), timeout=10) as connection:
         connection.sendall(b"crash\n")
         rig.proxy.wait_log("worker_ended", status=1)

@@ -1,5 +1,6 @@
 """How many connections a gRPC port takes, and how long it keeps those on which nothing happens."""
 
+import asyncio
 import contextlib
 
 import grpc
@@ -15,21 +16,23 @@ GOING_AWAY = bytes([GOAWAY, 0, 0, 0, 0, 0])
 
 async def test_connections_are_bounded_and_make_room_again() -> None:
     async with front(max_connections=2) as (_, _, port):
-        for _ in range(3):
+
+        async def is_taken(reader: asyncio.StreamReader) -> bool:
+            with contextlib.suppress(ConnectionError):
+                return await until(reader, SERVER_SETTINGS) != b""
+            return False
+
+        async def two_are_taken_and_no_third() -> bool:
+            # There is no room before the server has seen the last ones leave.
             async with client(port) as (first, _), client(port) as (second, _):
-                for reader in (first, second):
-                    assert await until(reader, SERVER_SETTINGS)
+                if not (await is_taken(first) and await is_taken(second)):
+                    return False
                 async with client(port) as (third, _):
-                    with contextlib.suppress(ConnectionError):
-                        assert await until(third, SERVER_SETTINGS) == b""
+                    assert not await is_taken(third)
+            return True
 
-            async def has_room() -> bool:
-                async with client(port) as (reader, _):
-                    with contextlib.suppress(ConnectionError):
-                        return await until(reader, SERVER_SETTINGS) != b""
-                return False
-
-            await wait_until(has_room, what="room for another")
+        for _ in range(3):
+            await wait_until(two_are_taken_and_no_third, what="room for two")
 
 
 async def test_an_idle_connection_is_closed_and_a_client_of_the_library_s_does_not_notice() -> None:
