@@ -220,7 +220,13 @@ async def built(
     )
     request_id = request_ids()
     at_once = AtOnce(
-        planner=planner, memory=tiers.memory, callers=callers, modes=modes, request_id=request_id, clock=clock
+        planner=planner,
+        tiers=tiers,
+        callers=callers,
+        modes=modes,
+        request_id=request_id,
+        clock=clock,
+        heavy=heavy,
     )
     flow = Flow(
         planner=planner,

@@ -2,18 +2,20 @@
 Answers out of memory, made without waiting for anybody: what ``flow`` tries first, and what repeated requests get.
 
 ``AtOnce.answer`` looks at all that may have changed since the request was planned: lifetimes, refused credentials;
-``_Again``, which stands for a plan that is remembered, also at modes and purges.
+``_Again``, which stands for a plan that is remembered, also at modes and purges. What it may ask beside memory is
+Redis, once; whatever takes more is ``flow``'s.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from proxy.cache.memory import MemoryTier
+from proxy.cache.tiers import Tiers
 from proxy.callers import Callers
 from proxy.core.answer import Again, Answer
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.freshness import NONE
-from proxy.core.heavy import LARGE_BYTES
+from proxy.core.heavy import LARGE_BYTES, Heavy
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import Clock, ModeSource
@@ -28,39 +30,51 @@ class AtOnce:
         self,
         *,
         planner: Planner,
-        memory: MemoryTier,
+        tiers: Tiers,
         callers: Callers,
         modes: ModeSource,
         request_id: Callable[[], str],
         clock: Clock,
+        heavy: Heavy | None = None,
     ) -> None:
         self.planner = planner
-        self.memory = memory
+        self.tiers = tiers
+        self.memory = tiers.memory
         self.callers = callers
         self.modes = modes
         self.clock = clock
         self._request_id = request_id
+        self._heavy = heavy or Heavy()
 
     def answer(self, planned: Planned, outcome: Outcome) -> Answer | None:
         """The answer, if memory holds all of it; ``None``, with *outcome* as it was, if it does not."""
         entries = None if planned.scopes else self.memory.all_of(planned.keys)
         if entries is None or sum([len(entry.row.vector) for entry in entries]) >= LARGE_BYTES:
             return None
-        now_unix_ms = self.now_unix_ms()
-        accept = planned.route.wishes.accept
-        for entry in entries:
-            if not accept(entry, now_unix_ms):
-                return None
-        if self.callers.mark(planned.owner, None, has_entries=True) is not None:
+        if not self._may_be_given(planned, entries, None, outcome):
             return None
-        outcome.state = CacheState.HIT
-        outcome.items = outcome.hits_memory = len(entries)
-        tell_ages(outcome, entries, now_unix_ms)
+        outcome.hits_memory = len(entries)
         rows = [entry.row for entry in entries]
-        self.sign(outcome, rows, entries)
         answer = ours(planned.plan.join(rows, outcome.request_id), outcome)
         answer.again = _Again(self, planned)
         return answer
+
+    async def look_up(self, planned: Planned, outcome: Outcome) -> Answer | Found:
+        """The same out of all tiers, if *planned* hangs on no writes; what was found, if that is not enough."""
+        found = await self.tiers.read(planned.keys, planned.owner)
+        entries = [found.entries[key] for key in planned.keys if key in found.entries]
+        if len(entries) < len(planned.keys) or not self._may_be_given(planned, entries, found.standing, outcome):
+            return found
+        outcome.hits_memory = sum([key in found.from_memory for key in planned.keys])
+        outcome.hits_redis = len(entries) - outcome.hits_memory
+        outcome.redis_ms = found.redis_s * 1000
+        rows = [entry.row for entry in entries]
+        text = await self._heavy(sum([row.size for row in rows]), planned.plan.join, rows, outcome.request_id)
+        return ours(text, outcome)
+
+    def again(self, planned: Planned) -> Again | None:
+        """What may answer next time what was answered from the tiers this time."""
+        return None if planned.scopes else _Again(self, planned)
 
     def recall(self, head: Head, body: bytes) -> Again | None:
         """What may answer a request with this *head* and *body*, if its plan is remembered."""
@@ -77,6 +91,23 @@ class AtOnce:
         """The wall clock."""
         return int(self.clock.wall() * 1000)
 
+    def _may_be_given(
+        self, planned: Planned, entries: Sequence[Entry], standing: bytes | None, outcome: Outcome
+    ) -> bool:
+        """Whether *entries* may be the answer to *planned*; then *outcome* tells of it."""
+        now_unix_ms = self.now_unix_ms()
+        accept = planned.route.wishes.accept
+        for entry in entries:
+            if not accept(entry, now_unix_ms):
+                return False
+        if self.callers.mark(planned.owner, standing, has_entries=True) is not None:
+            return False
+        outcome.state = CacheState.HIT
+        outcome.items = len(entries)
+        tell_ages(outcome, entries, now_unix_ms)
+        self.sign(outcome, [entry.row for entry in entries], entries)
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _Again:
@@ -92,6 +123,16 @@ class _Again:
             return None
         outcome.upstream, outcome.operation = route.upstream, route.operation
         return self.at_once.answer(self.planned, outcome)
+
+    def lacks_entries(self) -> bool:
+        """Whether Redis could have what memory has not."""
+        parts = self.at_once
+        return self._is_on() and parts.tiers.has_redis and parts.memory.all_of(self.planned.keys) is None
+
+    async def look_up(self, outcome: Outcome) -> Answer | Found:
+        """The same with what Redis holds."""
+        outcome.upstream, outcome.operation = self.planned.route.upstream, self.planned.route.operation
+        return await self.at_once.look_up(self.planned, outcome)
 
     def __hash__(self) -> int:
         return id(self.planned)

@@ -25,9 +25,10 @@ from proxy.ask import Job, Landing
 from proxy.batching import Batcher, shared
 from proxy.cache.claims import Claim, Claims
 from proxy.cache.flights import Flights, Land, Trip
-from proxy.cache.tiers import Found, Tiers
+from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.ports import Clock
 
 _ATTEMPTS = 2
@@ -58,11 +59,13 @@ class Fetcher:
         self._clock = clock
         self._max_answer_bytes = max_answer_bytes
 
-    async def look_up(self, job: Job, keys: Sequence[bytes], now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
-        """What the tiers hold under *keys*, and what of it may be served; one Redis round trip."""
+    async def look_up(
+        self, job: Job, keys: Sequence[bytes], now_unix_ms: int, found: Found | None = None
+    ) -> tuple[Found, dict[bytes, Entry]]:
+        """What the tiers hold under *keys*, and what of it may be served; one Redis round trip, or what was *found*."""
         if job.scopes:
             found = await self._voidable.read(keys, job.scopes, job.owner)
-        else:
+        elif found is None:
             found = await self._tiers.read(keys, job.owner)
         return found, {key: entry for key, entry in found.entries.items() if job.wishes.accept(entry, now_unix_ms)}
 

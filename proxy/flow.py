@@ -36,11 +36,11 @@ from collections.abc import Mapping, Sequence
 
 from proxy.ask import Asker, Job, Upstreams
 from proxy.at_once import AtOnce, ours, tell_ages
-from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.grace import StaleReason
 from proxy.core.heavy import Heavy
 from proxy.core.modes import Mode
@@ -98,9 +98,11 @@ class Flow:
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
 
-    async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
+    async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
         """
         The answer to *request*; *outcome* tells afterwards how it came about.
+
+        *found* is what the tiers said of this very request a moment ago, if they were asked before it was parsed.
 
         Raises:
             ClientError: the request cannot be served as it is.
@@ -129,7 +131,13 @@ class Flow:
             return await self._shadow(
                 _job(request, planned if plain is None else await self._planner.keyed(route, request, plain), outcome)
             )
-        return self._at_once.answer(planned, outcome) or await self._read(_job(request, planned, outcome))
+        at_once = self._at_once.answer(planned, outcome)
+        if at_once is not None:
+            return at_once
+        answer = await self._read(_job(request, planned, outcome), found)
+        if outcome.state is CacheState.HIT:
+            answer.again = self._at_once.again(planned)
+        return answer
 
     # --- straight through ---------------------------------------------------------------------------------------------
 
@@ -202,11 +210,11 @@ class Flow:
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
-    async def _read(self, job: Job) -> Answer:
-        """Look all items up at once; answer from what is there, or fetch what is missing."""
+    async def _read(self, job: Job, found: Found | None) -> Answer:
+        """Look all items up at once, unless that is done; answer from what is there, or fetch what is missing."""
         outcome = job.outcome
         now_unix_ms = self._now_unix_ms()
-        found, usable = await self._look_up(job, now_unix_ms)
+        found, usable = await self._look_up(job, now_unix_ms, found)
         _count_hits(outcome, job.keys, usable, found.from_memory, now_unix_ms)
         missing = [at for key, at in job.first_positions.items() if key not in usable]
         if not missing:
@@ -230,9 +238,11 @@ class Flow:
         tell_ages(outcome, entries.values(), now_unix_ms)
         return await self._joined(job, {key: entry.row for key, entry in entries.items()}, entries)
 
-    async def _look_up(self, job: Job, now_unix_ms: int) -> tuple[Found, dict[bytes, Entry]]:
+    async def _look_up(
+        self, job: Job, now_unix_ms: int, found: Found | None = None
+    ) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold, and what of it may be served."""
-        found, usable = await self._fetcher.look_up(job, job.keys, now_unix_ms)
+        found, usable = await self._fetcher.look_up(job, job.keys, now_unix_ms, found)
         job.tokens, job.is_held = found.tokens, found.is_held
         job.unusable = frozenset(found.rejected | found.entries.keys() - usable.keys())
         job.outcome.redis_ms, job.outcome.redis_ok = found.redis_s * 1000, found.redis_ok

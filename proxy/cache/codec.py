@@ -16,7 +16,7 @@ from proxy.cache.numbers import Form, Unreadable, pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # format version, form, stored (Unix ms), lifetime (ms), length of the generation, length of the surroundings
 _HEADER = struct.Struct("<BBQQBI")
@@ -58,7 +58,7 @@ class Codec:
                 row.skeleton,
                 orjson.dumps(dict(row.usage)),
                 row.origin.encode("ascii"),
-                orjson.dumps([(position, text.decode("ascii")) for position, text in respelled]) if respelled else b"",
+                orjson.dumps([(start, text.decode("ascii")) for start, text in respelled]) if respelled else b"",
             )
         )
         surroundings = _squeeze(plain)
@@ -96,7 +96,7 @@ class Codec:
         envelope, skeleton, usage, origin, respelled = _expand(contents[:length]).rsplit(_SEPARATOR, 4)
         spelled: tuple[tuple[int, bytes], ...] = ()
         if respelled:
-            spelled = tuple((position, text.encode("ascii")) for position, text in orjson.loads(respelled))
+            spelled = tuple((start, text.encode("ascii")) for start, text in orjson.loads(respelled))
         return Row(
             envelope=envelope,
             skeleton=skeleton,

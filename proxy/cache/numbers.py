@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-_COMMA = ord(",")
 _MAX_RESPELLED = 32  # beyond it the text is kept whole: the form was not the vendor's
 
 
@@ -44,7 +43,7 @@ class Unreadable(ValueError):  # noqa: N818  a verdict, not a fault
 
 
 def pack(text: bytes) -> tuple[Form, bytes, tuple[tuple[int, bytes], ...]]:
-    """*text* (a JSON array or string, or nothing) as form, packed bytes, and the numbers to respell by position."""
+    """*text* (a JSON array or string, or nothing) as form, packed bytes, and the numbers to respell, by where they start."""
     if not text:
         return Form.NONE, b"", ()
     if text.startswith(b'"'):
@@ -109,27 +108,30 @@ def _differences(written: bytes, text: bytes) -> tuple[tuple[int, bytes], ...] |
     ours, theirs = written[1:-1].split(b","), text[1:-1].split(b",")
     if len(ours) != len(theirs):
         return None
-    differing = list(itertools.compress(enumerate(theirs), map(operator.ne, ours, theirs)))
+    starts = itertools.accumulate(map(len, ours), lambda start, length: start + length + 1, initial=1)
+    differing = list(itertools.compress(zip(starts, ours, theirs, strict=False), map(operator.ne, ours, theirs)))
     # Another spelling of the same number is put back; another number means that this form is not exact.
-    if len(differing) > _MAX_RESPELLED or any(
-        float(ours[position]) != float(spelled) for position, spelled in differing
-    ):
+    if len(differing) > _MAX_RESPELLED or any(float(our) != float(spelled) for _, our, spelled in differing):
         return None
-    return tuple(differing)
+    return tuple((start, spelled) for start, _, spelled in differing)
 
 
 def _respell(text: bytes, respelled: tuple[tuple[int, bytes], ...]) -> bytes:
-    """*text* with the numbers at these positions, in ascending order, spelled so."""
-    commas = np.flatnonzero(np.frombuffer(text, np.uint8) == _COMMA)  # not split: 1,024 objects for one that differs
+    """*text* with the numbers that start at these bytes of it, in ascending order, spelled so."""
     pieces, copied = [], 0
-    for position, spelled in respelled:
-        if not 0 <= position <= len(commas):
-            raise Unreadable("respelled position")
-        start = int(commas[position - 1]) + 1 if position else 1
-        if start < copied:
-            raise Unreadable("respelled positions out of order")
+    for start, spelled in respelled:
+        if not copied < start < len(text) or text[start - 1] not in b"[,":
+            raise Unreadable("no number starts there")
+        end = text.find(b",", start)
+        end = len(text) - 1 if end < 0 else end
+        try:
+            is_same = float(text[start:end]) == float(spelled)
+        except ValueError:
+            is_same = False
+        if not is_same:  # it was packed where numbers were written otherwise
+            raise Unreadable("another number stands there")
         pieces += [text[copied:start], spelled]
-        copied = int(commas[position]) if position < len(commas) else len(text) - 1
+        copied = end
     return b"".join((*pieces, text[copied:]))
 
 

@@ -2,35 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from proxy.cache.codec import Codec, Rejected
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import RedisTier
 from proxy.core.answer import nothing
 from proxy.core.entry import Entry
+from proxy.core.found import Found
 from proxy.core.heavy import Heavy
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
-
-
-@dataclass(slots=True)
-class Found:
-    """What a look into the tiers brought."""
-
-    entries: dict[bytes, Entry] = field(default_factory=dict)
-    from_memory: set[bytes] = field(default_factory=set)
-    rejected: set[bytes] = field(default_factory=set)
-    """Keys under which something stands that is no entry of ours."""
-    redis_ok: bool = True
-    """False when Redis was needed and could not be asked."""
-    redis_s: float = 0.0
-    standing: bytes | None = None
-    """The standing of who asks, as far as Redis was asked and knows it."""
-    tokens: tuple[bytes, ...] | None = None
-    """For answers that a write can make stale: the tokens to keep new ones under; ``None``: keep nothing."""
-    is_held: bool = False
-    """Nothing is kept just now, because of a write."""
 
 
 class Tiers:
@@ -59,6 +40,11 @@ class Tiers:
         self._grace_ms = round(grace_s * 1000)
         self._heavy = heavy or Heavy()
         self._wall = wall
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether there is more than memory."""
+        return self._redis is not None
 
     async def read(self, keys: Iterable[bytes], owner: bytes) -> Found:
         """

@@ -13,9 +13,9 @@ from typing import TypeVar
 from proxy.cache.codec import Codec, Rejected
 from proxy.cache.generations import Generations, Scope
 from proxy.cache.redis_tier import RedisTier, Tokens
-from proxy.cache.tiers import Found
 from proxy.core.answer import nothing
 from proxy.core.entry import Entry
+from proxy.core.found import Found
 from proxy.core.heavy import Heavy
 from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry

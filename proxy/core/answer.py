@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.core.found import Found
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import Outcome
 from proxy.core.request import HeaderLines
@@ -60,6 +61,12 @@ class Again(Protocol):
 
         Does not wait, and answers anew each time: an id and an age of its own, by the modes and purges of the moment.
         """
+
+    def lacks_entries(self) -> bool:
+        """Whether it gave no answer for want of entries, and Redis could have them."""
+
+    async def look_up(self, outcome: Outcome) -> "Answer | Found":
+        """The same with what Redis holds; or, where that is no answer, all that was found."""
 
     def holds(self) -> bool:
         """Whether it would answer now, as far as that is not a matter of time."""

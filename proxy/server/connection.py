@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
+from proxy.core.found import Found
 from proxy.errors import ErrorCode
 from proxy.server.lane import HOLD_S, Boundary, Lane
 from proxy.server.watch import Watch
@@ -33,10 +34,23 @@ class Connection(RequestHandler):
     """
     What the event loop calls. Open ``data_received`` first.
 
-    A held-back head is nobody's yet: whatever comes next, or the end of a moment, hands it to the parser.
+    What is held back is nobody's yet: a head that waits for its body, or a known request while Redis is asked. Whatever
+    comes next, or the end of what it waits for, hands it to the parser, unless it is answered then.
     """
 
-    __slots__ = ("_body", "_boundary", "_front", "_held", "_holding", "_is_free", "_port", "has_asked", "watch")
+    __slots__ = (
+        "_body",
+        "_boundary",
+        "_found",
+        "_front",
+        "_held",
+        "_holding",
+        "_is_free",
+        "_last",
+        "_port",
+        "has_asked",
+        "watch",
+    )
 
     def __init__(self, server: web.Server, port: Port, front: "Front", **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -45,8 +59,10 @@ class Connection(RequestHandler):
         self._body: StreamReader = EMPTY_PAYLOAD
         self._boundary = Boundary()
         self._is_free = True
+        self._last: RawRequestMessage | _ErrInfo | None = None
         self._held = b""
-        self._holding: asyncio.TimerHandle | None = None
+        self._holding: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._found: tuple[object, Found] | None = None  # the message that it was found for
         self.has_asked = False
         self.watch: Watch
 
@@ -99,7 +115,7 @@ class Connection(RequestHandler):
         known = lane.find(request)
         if known is None and not held and lane.is_head(data):
             self._hold(data)
-        elif known is not None and self._answer_at_once(known):
+        elif known is not None and (self._answer_at_once(known) or self._look_up(known, request)):
             return
         elif held:
             self._parse_apart(held, data)
@@ -112,12 +128,19 @@ class Connection(RequestHandler):
 
         aiohttp's task hears of it two turns of the loop later; on a busy one the next request is here by then.
         """
+        if raw._message is not self._last:  # noqa: SLF001  as below
+            return  # another has come meanwhile, and its body may still be on its way
         self._is_free = True
         if again is None:
             return
         request, body = self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
         if self._port.lane is not None and request:
             self._port.lane.learn(request, len(body), again)
+
+    def found_for(self, raw: web.BaseRequest) -> Found | None:
+        """What the tiers said of *raw* a moment ago, before it was parsed."""
+        found, self._found = self._found, None
+        return found[1] if found is not None and found[0] is raw._message else None  # noqa: SLF001  as above
 
     def _parse_first(self, lane: Lane, data: bytes) -> None:
         """
@@ -170,6 +193,7 @@ class Connection(RequestHandler):
         self._is_free = False
         self.watch.head_ends()
         message, body = self._messages[-1]
+        self._last = message
         if not isinstance(message, _ErrInfo):
             self._body = body
         elif not self._body.is_eof():
@@ -201,10 +225,33 @@ class Connection(RequestHandler):
         transport = self.transport
         if transport is None or not self._front.answer_at_once(*known, transport):
             return False
+        self._was_asked()
+        return True
+
+    def _was_asked(self) -> None:
+        """As aiohttp does it, for what it does not hear of."""
         self.has_asked = True
         self.watch.head_ends()
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def _look_up(self, known: tuple[Again, int], request: bytes) -> bool:
+        """Hold *request* while Redis is asked, if that may answer it."""
+        if self.transport is None or not known[0].lacks_entries():
+            return False
+        self._held = request
+        self._holding = self._loop.create_task(self._answer_soon(known, self.transport))
+        self._was_asked()
         return True
+
+    async def _answer_soon(self, known: tuple[Again, int], transport: asyncio.WriteTransport) -> None:
+        """In a task that is cancelled when what is held goes to somebody else."""
+        is_answered, found = await self._front.answer_soon(*known, transport)
+        held, self._held, self._holding = self._held, b"", None
+        if is_answered:
+            return
+        self._parse(held)
+        if found is not None and self._messages:
+            self._found = (self._messages[-1][0], found)
 
     def _hold(self, head: bytes) -> None:
         self._held = head

@@ -19,6 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 from proxy.at_once import AtOnce
 from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
+from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import Head, HeaderLines
@@ -130,7 +131,10 @@ class Front:
                 return bridged
             answer = bridged
         else:
-            answer = await self._flow.answer(request, body, outcome)
+            found = raw.protocol.found_for(raw) if isinstance(raw.protocol, Connection) else None
+            if found is not None:
+                outcome.started_s -= found.redis_s
+            answer = await self._flow.answer(request, body, outcome, found)
         body.is_answered = True
         try:
             return await self._write(raw, answer, outcome)
@@ -145,9 +149,7 @@ class Front:
             )
         finally:
             answer.after()  # what was paid for is kept, also when the client has gone meanwhile
-        if written.keep_alive and isinstance(raw.protocol, Connection):
-            raw.protocol.answered(raw, answer.again)
-        return written
+        return _answered(raw, written, answer.again)
 
     def recall(self, head: Head, body: bytes) -> Again | None:
         """See ``AtOnce.recall``."""
@@ -165,6 +167,32 @@ class Front:
             return False
         if answer is None:
             return False
+        self._ready.keep(again, self._write_at_once(answer, bytes_in, outcome, transport), outcome)
+        return True
+
+    async def answer_soon(
+        self, again: Again, bytes_in: int, transport: asyncio.WriteTransport
+    ) -> tuple[bool, Found | None]:
+        """
+        The same after a look into Redis; and what was found, for an answer on the long way.
+
+        Writes as its last step: who has cancelled it knows that nothing was written.
+        """
+        outcome = Outcome(started_s=self._clock.monotonic())
+        try:
+            came = await again.look_up(outcome)
+        except Exception as error:  # noqa: BLE001  as above
+            self._observer.background_failed(error)
+            return False, None
+        if isinstance(came, Found):
+            return False, came
+        self._write_at_once(came, bytes_in, outcome, transport)
+        return True, None
+
+    def _write_at_once(
+        self, answer: Answer, bytes_in: int, outcome: Outcome, transport: asyncio.WriteTransport
+    ) -> bytes:
+        """What was written."""
         outcome.status = answer.status
         head, content = whole(answer, self._own_lines(outcome))
         data = head + content
@@ -173,8 +201,7 @@ class Front:
         outcome.bytes_in = bytes_in
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
-        self._ready.keep(again, data, outcome)
-        return True
+        return data
 
     def tell_all(self) -> None:
         """Tell the observer of what it was not told yet."""
@@ -206,7 +233,7 @@ class Front:
         keep_alive = not isinstance(error, ClientError) and not self.is_draining
         outcome.status = error.status
         written, outcome.bytes_out = await write_answer(raw, answer, (), keep_alive=keep_alive)
-        return written
+        return _answered(raw, written)
 
     def error_answer(self, path: str, status: int, code: str, message: str, request_id: str) -> Answer:
         """An error of ours, marked as ours."""
@@ -227,6 +254,13 @@ class Front:
     def refused_by_parser(self, status: int, code: str) -> None:
         """Count a request that never became one."""
         self._observer.observe(Outcome(state=CacheState.REFUSED, detail=code, status=status))
+
+
+def _answered(raw: web.BaseRequest, written: Written, again: Again | None = None) -> Written:
+    """*written*, and its connection knows that another request may come."""
+    if written.keep_alive and isinstance(raw.protocol, Connection):
+        raw.protocol.answered(raw, again)
+    return written
 
 
 def _broken_off(raw: web.BaseRequest) -> Written:

@@ -40,7 +40,7 @@ def seeds() -> Iterator[bytes]:
                 yield b"\x02" + sealed
         yield b"\x03" + text + b"\xff{}\xff" + text
         form, packed, _ = pack(text)
-        for respelled in (b"", b'[[0,"1e0"]]', b'[[-70,"1"]]', b'[[70,"1"]]', b"[[]]", b"{}"):
+        for respelled in (b"", b'[[1,"1e0"]]', b'[[0,"1"]]', b'[[-70,"1"]]', b'[[70,"1"]]', b"[[]]", b"{}"):
             yield bytes([4, form]) + b'{"n":1}\x1eid\x1e' + respelled + b"\xff" + packed
 
 

@@ -70,6 +70,13 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Move:
+    """What hits are made of is so far away from now on; ``None``: at hand."""
+
+    far_s: float | None
+
+
+@dataclass(frozen=True)
 class Reconnect:
     """The client leaves, and another comes."""
 
@@ -81,7 +88,7 @@ class Wait:
     seconds: float
 
 
-Step = Send | Switch | Reconnect | Wait
+Step = Send | Switch | Move | Reconnect | Wait
 
 known = st.builds(post, st.just(b"/hit"), st.sampled_from(LINES[:4]), st.sampled_from(BODIES[:3]))
 others = st.one_of(
@@ -142,13 +149,15 @@ def scripts(draw: st.DrawFn) -> list[Step]:
     send = sends(draw(st.lists(known, min_size=1, max_size=2)))
     script: list[Step] = []
     for _ in range(draw(st.integers(3, 14))):
-        what = draw(st.integers(0, 13))
+        what = draw(st.integers(0, 14))
         if what < 11:
             script.append(draw(send))
         elif what == 11:
             script.append(Switch())
         elif what == 12:
             script.append(Reconnect())
+        elif what == 13:
+            script.append(Move(draw(st.sampled_from((None, 0.0, SHORT_S, SETTLED_S)))))
         else:
             script.append(Wait(draw(st.sampled_from((4.0, 40.0, 100.0)))))
         if what < 2:  # after which it may have been closed
@@ -168,7 +177,7 @@ async def pause(seconds: float) -> None:
 
 
 async def play(script: Sequence[Step], *, has_lane: bool, recalls: bool = False) -> tuple[Any, int]:
-    """What each client got, and what the observer was told; and how many answers were given at once."""
+    """What each client got, and what the observer was told; and how many answers were given past the parser."""
     port = MemoryPort(has_lane=has_lane, recalls=recalls)
     if port.lane is not None:
         port.lane._seen = _Everything()  # or scripts would have to be twice as long
@@ -189,6 +198,8 @@ async def play(script: Sequence[Step], *, has_lane: bool, recalls: bool = False)
             await pause(2.0)
             if isinstance(step, Switch):
                 port.flow.is_on = not port.flow.is_on
+            elif isinstance(step, Move):
+                port.flow.far_s = step.far_s
             else:
                 wires[-1].receive_eof()
                 wires.append(port.connect())
@@ -203,7 +214,7 @@ async def play(script: Sequence[Step], *, has_lane: bool, recalls: bool = False)
         (told.state, told.detail, told.status, told.bytes_in, told.bytes_out, told.client_gone)
         for told in port.observed.outcomes
     ]
-    return (got, told), port.at_once
+    return (got, told), port.at_once + port.soon
 
 
 @pytest.mark.parametrize("recalls", [False, True], ids=["bytes only", "bytes and meaning"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.core.answer import Again, Answer, Body
+from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK
 from proxy.core.request import Head, HeaderLines, Request
@@ -52,9 +53,18 @@ class DigestFlow:
         """What `again` runs into."""
         self.padding = b""
         """Behind every hit's digest."""
+        self.refusal: Exception | None = None
+        """What every request is told that comes here."""
+        self.far_s: float | None = None
+        """How long it takes to look further away for what can be given again; ``None``: it is near."""
+        self.found: list[Found | None] = []
+        """What was found, for each request that came here, before it did."""
 
-    async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
+    async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
         """See ``proxy.flow.Flow``."""
+        self.found.append(found)
+        if self.refusal is not None:
+            raise self.refusal
         content = b"" if request.path == "/early" else await body.read(MAX_BODY_BYTES)
         asked = digest(request, content or b"")
         await asyncio.sleep(1 if request.path == "/slow" else 0)
@@ -95,7 +105,18 @@ class DigestAgain:
         """See ``proxy.core.answer.Again``."""
         if self.flow.fault is not None:
             raise self.flow.fault
-        return self.flow.hit(self.asked, outcome)
+        return self.flow.hit(self.asked, outcome) if self.flow.far_s is None else None
+
+    def lacks_entries(self) -> bool:
+        """See ``proxy.core.answer.Again``."""
+        return self.flow.far_s is not None
+
+    async def look_up(self, outcome: Outcome) -> Answer | Found:
+        """See ``proxy.core.answer.Again``."""
+        await asyncio.sleep(self.flow.far_s or 0)
+        if self.flow.fault is not None:
+            raise self.flow.fault
+        return self.flow.hit(self.asked, outcome) or Found(redis_s=self.flow.far_s or 0.0)
 
     def holds(self) -> bool:
         """See ``proxy.core.answer.Again``."""
@@ -132,7 +153,12 @@ class _NoBridge:
 
 
 class _CountingFront(Front):
-    at_once = 0
+    at_once = soon = 0
+
+    async def answer_soon(self, *given: Any) -> tuple[bool, Found | None]:
+        answered = await super().answer_soon(*given)
+        self.soon += answered[0]
+        return answered
 
     def answer_at_once(self, *given: Any) -> bool:
         is_answered = super().answer_at_once(*given)
@@ -257,6 +283,11 @@ class MemoryPort:
     def at_once(self) -> int:
         """How many requests were answered in the call that brought them."""
         return self.front.at_once
+
+    @property
+    def soon(self) -> int:
+        """How many were answered after a look further away."""
+        return self.front.soon
 
     def connect(self, room: int | None = None) -> Wire:
         """One more client; it takes what it is sent, or with *room* only so many bytes until it reads."""

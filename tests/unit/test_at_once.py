@@ -43,10 +43,11 @@ class Rig:
     def __post_init__(self) -> None:
         self.clock = FakeClock(wall_unix_s=NOW_S)
         self.memory = MemoryTier(10 << 20, self.max_age_s, self.clock.monotonic)
+        self.has_redis = False
         parts: Any = self
         self.at_once = AtOnce(
             planner=parts,
-            memory=self.memory,
+            tiers=parts,
             callers=parts,
             modes=parts,
             request_id=lambda: "ours",

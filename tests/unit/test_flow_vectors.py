@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from proxy.cache.generations import Generations, Journal
 from proxy.cache.leases import Leases
 from proxy.cache.memory import MemoryTier
 from proxy.cache.standings import Standings
+from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer
@@ -162,7 +163,8 @@ class Rig:
         )
         ids = itertools.count()
         clock = Clock(self.clock.monotonic, self.clock.wall)
-        tiers: Any = None  # nothing here is kept in memory
+        no_memory, no_codec = MemoryTier(0, 0.0, self.clock.monotonic), cast(Any, None)
+        tiers = Tiers(no_memory, None, no_codec, self.tasks, self.quiet, max_pending_stores=0)  # type: ignore[arg-type]
         routes = Adapters({"vectors": "dashvector"}, overfetch_topk=overfetch)
         callers = Callers(
             secret=SECRET,
@@ -214,7 +216,7 @@ class Rig:
             planner=planner,
             at_once=AtOnce(
                 planner=planner,
-                memory=MemoryTier(0, 0.0, self.clock.monotonic),
+                tiers=tiers,
                 callers=callers,
                 modes=self.quiet,
                 request_id=lambda: f"ours-{next(ids)}",

@@ -162,25 +162,32 @@ def test_every_truncation_is_unreadable_or_shorter_but_never_another_error():
                 continue
 
 
-@pytest.mark.parametrize("position", [2, -1, -3])
-def test_a_respelled_position_outside_the_vector_is_unreadable(position):
-    form, packed, _ = pack(b"[1.0,2.0]")
+@pytest.mark.parametrize("start", [-8, -4, -1, 0, 2, 3, 4, 6, 8, 9, 99])
+def test_no_number_can_be_respelled_where_none_starts(start):
+    form, packed, _ = pack(b"[1.0,1.0]")
     with pytest.raises(Unreadable):
-        unpack(form, packed, ((position, b"1"),), LIMIT)
+        unpack(form, packed, ((start, b"1"),), LIMIT)
 
 
-@pytest.mark.parametrize("positions", [(1, 0), (0, 0), (2, 2), (2, 0)])
-def test_respelled_positions_are_in_ascending_order(positions):
+@pytest.mark.parametrize("starts", [(5, 1), (1, 1), (9, 9), (9, 1)])
+def test_numbers_are_respelled_in_ascending_order(starts):
+    form, packed, _ = pack(b"[1.0,1.0,1.0]")
+    with pytest.raises(Unreadable):
+        unpack(form, packed, tuple((start, b"1") for start in starts), LIMIT)
+
+
+@pytest.mark.parametrize("spelled", [b"1", b"2.0000000001", b"nan", b"", b"x", b"2,2", b"2]", b"-2"])
+def test_no_other_number_is_put_in_place_of_one(spelled):
     form, packed, _ = pack(b"[1.0,2.0,3.0]")
     with pytest.raises(Unreadable):
-        unpack(form, packed, tuple((position, b"1") for position in positions), LIMIT)
+        unpack(form, packed, ((5, spelled),), LIMIT)
 
 
 def test_every_number_can_be_respelled():
     form, packed, _ = pack(b"[1.0,2.0,3.0]")
-    assert unpack(form, packed, ((0, b"1"), (1, b"2.00"), (2, b"3e0")), LIMIT) == b"[1,2.00,3e0]"
+    assert unpack(form, packed, ((1, b"1"), (5, b"2.00"), (9, b"3e0")), LIMIT) == b"[1,2.00,3e0]"
     form, packed, _ = pack(b"[1.0]")
-    assert unpack(form, packed, ((0, b"1"),), LIMIT) == b"[1]"
+    assert unpack(form, packed, ((1, b"1"),), LIMIT) == b"[1]"
 
 
 def test_text_does_not_grow_beyond_its_bound():

@@ -8,9 +8,9 @@ import pytest
 
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal, Scope
-from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.key import Secret
 from proxy.core.tasks import Tasks
 from tests.support.clock import FakeClock

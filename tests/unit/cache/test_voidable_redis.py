@@ -11,9 +11,9 @@ from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.cache.tiers import Found
 from proxy.cache.voidable import NotTold, VoidableTier
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.key import Secret
 from proxy.core.tasks import Tasks
 from tests.support.fault_proxy import FaultProxy

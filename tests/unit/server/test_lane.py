@@ -5,10 +5,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome
+from proxy.errors import ErrorCode, UpstreamError
 from proxy.server.lane import HOLD_S, Lane
 from tests.support import fake_loop
-from tests.support.memory_wire import KEEPALIVE_S, MemoryPort, Wire, plain
+from tests.support.memory_wire import HEADER_WAIT_S, KEEPALIVE_S, MemoryPort, Wire, plain
 
 MIB = 2**20
 
@@ -26,6 +28,12 @@ class Again:
 
     def __call__(self, outcome: Outcome) -> None:
         return None
+
+    def lacks_entries(self) -> bool:
+        return False
+
+    async def look_up(self, outcome: Outcome) -> Found:
+        return Found()
 
     def holds(self) -> bool:
         return False
@@ -291,6 +299,167 @@ def test_what_comes_while_a_request_is_being_answered_keeps_its_place() -> None:
         assert b"sent on" in wire.sent.split(b"HTTP/1.1")[1]
         assert plain(wire.sent).endswith(one)
         assert port.at_once == 0
+
+    scene(play)
+
+
+FAR_S = 0.02
+
+
+def test_what_memory_lacks_is_looked_up_and_answered_without_the_parser() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        port.flow.far_s = FAR_S
+        for piece in (ONE, HEAD, BODY):
+            wire.receive(piece)
+            assert not wire.sent
+            await asyncio.sleep(FAR_S * 2 if piece is not HEAD else HOLD_S / 2)
+            assert plain(wire.sent) == (answer if piece is not HEAD else b"")
+            wire.sent = b""
+        assert (port.soon, len(port.flow.found)) == (2, 1)
+        last = port.observed.outcomes[-1]
+        assert (last.state, last.bytes_in, last.bytes_out, last.status) == (CacheState.HIT, 7, 64, 200)
+        wire.receive(request(target=b"/x"))
+        await settled()
+        assert b"sent on" in wire.sent
+
+    scene(play)
+
+
+@pytest.mark.parametrize("more", [ONE, ONE[:9], TWO, b"\0\0\0\r\n\r\n"], ids=["same", "part", "other", "broken"])
+def test_what_comes_while_redis_is_asked_sends_both_the_long_way(more: bytes) -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        port.flow.far_s = FAR_S
+        wire.receive(ONE)
+        await asyncio.sleep(FAR_S / 2)
+        wire.receive(more)
+        await settled()
+        assert plain(wire.sent).startswith(answer)
+        assert wire.sent.count(b"HTTP/1.1 ") == (1 if more == ONE[:9] else 2)
+        assert port.soon == 0
+        assert port.flow.found == [None] * len(port.flow.found)
+
+    scene(play)
+
+
+def test_who_leaves_while_redis_is_asked_leaves_nothing() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        port.flow.far_s = FAR_S
+        wire.receive(ONE)
+        await asyncio.sleep(FAR_S / 2)
+        wire.receive_eof()
+        await settled()
+        assert wire.is_lost
+        assert not wire.sent
+        assert port.soon == port.front.running == port.clients.count == 0
+
+    scene(play)
+
+
+def test_a_request_under_way_to_redis_when_the_port_is_shut_down_is_answered() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        port.flow.far_s = FAR_S
+        wire.receive(ONE)
+        port.front.is_draining = True
+        port.server.pre_shutdown()
+        await port.server.shutdown(30)
+        await settled()
+        assert wire.sent.startswith(b"HTTP/1.1 200 ")
+        assert wire.sent.count(b"HTTP/1.1 ") == 1
+        assert b"\r\nConnection: close\r\n" in wire.sent
+
+    scene(play)
+
+
+def test_what_redis_lacks_too_goes_the_long_way_with_what_was_found() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        port.flow.far_s, port.flow.is_on = FAR_S, False
+        wire.receive(ONE)
+        await settled()
+        assert b"sent on" in wire.sent
+        wire.receive(request(target=b"/x"))
+        await settled()
+        assert port.flow.found == [None, Found(redis_s=FAR_S), None]
+        told = port.observed.outcomes[1]
+        assert (told.state, told.total_ms >= FAR_S * 1000) == (CacheState.MISS, True)
+        assert port.soon == 0
+
+    scene(play)
+
+
+def test_a_fault_of_ours_behind_redis_is_told_and_the_request_goes_the_long_way() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        again = port.lane._known[ONE][0] if port.lane is not None else None
+        assert again is not None
+
+        async def look_up(outcome: Outcome) -> Found:
+            raise ValueError
+
+        broken = Again()
+        broken.lacks_entries = lambda: True  # type: ignore[method-assign]
+        broken.look_up = look_up  # type: ignore[method-assign]
+        port.lane._known[ONE] = (broken, len(BODY))  # type: ignore[union-attr]
+        wire.receive(ONE)
+        await settled()
+        assert plain(wire.sent) == answer
+        assert [type(fault) for fault in port.observed.faults] == [ValueError]
+        assert port.flow.found == [None, None]
+
+    scene(play)
+
+
+def test_an_idle_connection_is_not_closed_while_redis_is_asked() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        port.flow.far_s = FAR_S
+        await asyncio.sleep(KEEPALIVE_S - 0.05 - FAR_S / 2)
+        wire.receive(ONE)
+        await asyncio.sleep(FAR_S * 2)
+        assert plain(wire.sent) == answer
+        assert (port.soon, wire.is_lost) == (1, False)
+
+    scene(play)
+
+
+def test_a_request_that_came_while_another_was_answered_leaves_an_idle_connection() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire = port.connect()
+        await asyncio.sleep(0)
+        wire.receive(request(target=b"/slow"))
+        await settled()
+        wire.receive(HEAD)
+        await asyncio.sleep(2)
+        wire.receive(BODY)
+        await settled()
+        assert wire.sent.count(b"HTTP/1.1 200 ") == 2
+        await asyncio.sleep(HEADER_WAIT_S * 2)
+        assert not wire.is_lost
+
+    scene(play)
+
+
+def test_after_an_error_of_ours_another_request_is_as_welcome_as_after_any_answer() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        port.flow.refusal = UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "too late", 504)
+        wire.receive(request(target=b"/x"))
+        await settled()
+        assert wire.sent.startswith(b"HTTP/1.1 504 ")
+        port.flow.refusal, wire.sent = None, b""
+        wire.receive(ONE)
+        assert plain(wire.sent) == answer
+        wire.sent = b""
+        port.flow.refusal = UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "too late", 504)
+        wire.receive(request(target=b"/x"))
+        await settled()
+        wire.receive(b"POST /x HTTP")  # and no more, for which there is a limit as ever
+        await asyncio.sleep(HEADER_WAIT_S * 1.5)
+        assert wire.is_lost
 
     scene(play)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.core.answer import Answer
+from proxy.core.found import Found
 from proxy.core.outcome import QUICK_MS, CacheState, Outcome, Repeats
 from proxy.core.ports import Clock
 from proxy.server.ready import Ready
@@ -28,6 +29,12 @@ class Again:
     lasts_s: float = 0.5
 
     def __call__(self, outcome: Outcome) -> Answer | None:
+        raise NotImplementedError
+
+    def lacks_entries(self) -> bool:
+        raise NotImplementedError
+
+    async def look_up(self, outcome: Outcome) -> Answer | Found:
         raise NotImplementedError
 
     def holds(self) -> bool:
