@@ -10,8 +10,6 @@ anything is stored, so no number ever changes on its way through the cache.
 import base64
 import binascii
 import enum
-import itertools
-import operator
 import struct
 import zlib
 from typing import Any
@@ -43,7 +41,7 @@ class Unreadable(ValueError):  # noqa: N818  a verdict, not a fault
 
 
 def pack(text: bytes) -> tuple[Form, bytes, tuple[tuple[int, bytes], ...]]:
-    """*text* (a JSON array or string, or nothing) as form, packed bytes, and the numbers to respell, by where they start."""
+    """*text* (a JSON array or string, or nothing) as form, packed bytes, and what to respell, by where it starts."""
     if not text:
         return Form.NONE, b"", ()
     if text.startswith(b'"'):
@@ -105,15 +103,35 @@ def _differences(written: bytes, text: bytes) -> tuple[tuple[int, bytes], ...] |
     """Where *text* spells a number otherwise than *written*; ``None`` when they are two different things."""
     if written == text:
         return ()
-    ours, theirs = written[1:-1].split(b","), text[1:-1].split(b",")
-    if len(ours) != len(theirs):
-        return None
-    starts = itertools.accumulate(map(len, ours), lambda start, length: start + length + 1, initial=1)
-    differing = list(itertools.compress(zip(starts, ours, theirs, strict=False), map(operator.ne, ours, theirs)))
-    # Another spelling of the same number is put back; another number means that this form is not exact.
-    if len(differing) > _MAX_RESPELLED or any(float(our) != float(spelled) for _, our, spelled in differing):
-        return None
-    return tuple((start, spelled) for start, _, spelled in differing)
+    differing: list[tuple[int, bytes]] = []
+    at, there = 0, 0  # up to where both were compared: the commas before two numbers that are the same
+    while (same := _common(written, at, text, there)) is not None:
+        start = written.rfind(b",", at, at + same) + 1 or at + 1
+        there += start - at
+        at, end = _end(written, start), _end(text, there)
+        our, spelled = written[start:at], text[there:end]
+        # Another spelling of the same number is put back; another number means that this form is not exact.
+        if len(differing) == _MAX_RESPELLED or float(our) != float(spelled):
+            return None
+        differing.append((start, spelled))
+        there = end
+    return tuple(differing)
+
+
+def _common(one: bytes, start: int, other: bytes, there: int) -> int | None:
+    """How many bytes *one* and *other* have in common from there on; ``None``: all the rest."""
+    size = min(len(one) - start, len(other) - there)
+    same = np.frombuffer(one, np.uint8, size, start) == np.frombuffer(other, np.uint8, size, there)
+    first = int(same.argmin()) if size else 0
+    if size and not same[first]:
+        return first
+    return None if len(one) - start == len(other) - there else size
+
+
+def _end(text: bytes, start: int) -> int:
+    """Where the number ends that starts there."""
+    end = text.find(b",", start)
+    return len(text) - 1 if end < 0 else end
 
 
 def _respell(text: bytes, respelled: tuple[tuple[int, bytes], ...]) -> bytes:
@@ -122,8 +140,7 @@ def _respell(text: bytes, respelled: tuple[tuple[int, bytes], ...]) -> bytes:
     for start, spelled in respelled:
         if not copied < start < len(text) or text[start - 1] not in b"[,":
             raise Unreadable("no number starts there")
-        end = text.find(b",", start)
-        end = len(text) - 1 if end < 0 else end
+        end = _end(text, start)
         try:
             is_same = float(text[start:end]) == float(spelled)
         except ValueError:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,6 +37,9 @@ _LASTING = {
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+_ParsedRow = tuple[dict[str, bytes], dict[str, Any]]
+"""A row's members as they stand in its text, and what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,8 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
     try:
         document = orjson.loads(body)  # strict: refuses what could hide a mark or a second reading
         envelope = members(body)
-        rows = [members(bytes(row)) for row in _elements(_at(envelope, form.path))]
+        texts = [members(bytes(row)) for row in _elements(_at(envelope, form.path))]
+        rows = list(zip(texts, _parsed(document, form.path), strict=True))
         holds_more = _lists_beside(document, form.path)
     except (orjson.JSONDecodeError, msgspec.DecodeError, KeyError, RecursionError, NotStorable) as error:
         raise NotStorable(_shape_or_error(form, body)) from error
@@ -89,12 +94,12 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
     return tuple(
         Row(
             envelope=surroundings,
-            skeleton=_object(row, {"embedding": VECTOR, form.index: INDEX}),
-            vector=row.get("embedding", b""),
+            skeleton=_object(text, {"embedding": VECTOR, form.index: INDEX}),
+            vector=text.get("embedding", b""),
             usage=share,
             origin=origin,
         )
-        for row, share in zip(ordered, usage, strict=True)
+        for (text, _), share in zip(ordered, usage, strict=True)
     )
 
 
@@ -176,11 +181,18 @@ def _lists_beside(document: object, path: tuple[str, ...]) -> bool:
     return isinstance(document, list)
 
 
-def _by_position(rows: Sequence[dict[str, bytes]], index: str, expected: int) -> list[dict[str, bytes]]:
+def _parsed(document: Any, path: tuple[str, ...]) -> list[dict[str, Any]]:  # noqa: ANN401  JSON
+    """The list at *path*, of objects: its text was read before."""
+    for name in path:
+        document = document[name]
+    return document  # type: ignore[no-any-return]
+
+
+def _by_position(rows: Sequence[_ParsedRow], index: str, expected: int) -> list[_ParsedRow]:
     """*rows* in the order of their index member: the order of arrival says nothing."""
     positions = {}
     for row in rows:
-        text = row.get(index, b"")
+        text = row[0].get(index, b"")
         if not text.isdigit():
             raise NotStorable(Refusal.INCOMPLETE)
         positions[int(text)] = row
@@ -189,16 +201,16 @@ def _by_position(rows: Sequence[dict[str, bytes]], index: str, expected: int) ->
     return [positions[position] for position in range(expected)]
 
 
-def _check_vectors(rows: Sequence[dict[str, bytes]], asked: Asked) -> None:
+def _check_vectors(rows: Sequence[_ParsedRow], asked: Asked) -> None:
     """Each row has the kinds asked for and no other; dense ones share a dimension, the one asked for if any was."""
     dimensions = {asked.dimension} if asked.dimension else set()
-    for row in rows:
+    for _, row in rows:
         if row.keys() & {"embedding", "sparse_embedding"} != asked.kinds:
             raise NotStorable(Refusal.SHAPE)
         if "sparse_embedding" in asked.kinds:
-            _check_sparse(orjson.loads(row["sparse_embedding"]))
+            _check_sparse(row["sparse_embedding"])
         if "embedding" in asked.kinds:
-            dimensions.add(_dimension(orjson.loads(row["embedding"])))
+            dimensions.add(_dimension(row["embedding"]))
     if len(dimensions) > 1:
         raise NotStorable(Refusal.WRONG_DIMENSION)
 
@@ -213,13 +225,12 @@ def _dimension(vector: object) -> int:
         if not packed or len(packed) % 4:
             raise NotStorable(Refusal.SHAPE)
         numbers = np.frombuffer(packed, "<f4")
-    elif isinstance(vector, list) and vector and set(map(type, vector)) <= {float, int}:
-        numbers = np.array(vector, np.float64)
-    else:
-        raise NotStorable(Refusal.NOT_FINITE if isinstance(vector, list) else Refusal.SHAPE)
-    if not np.isfinite(numbers).all():
-        raise NotStorable(Refusal.NOT_FINITE)
-    return len(numbers)
+        if not np.isfinite(numbers).all():
+            raise NotStorable(Refusal.NOT_FINITE)
+        return len(numbers)
+    if isinstance(vector, list) and vector and set(map(type, vector)) <= {float, int}:
+        return len(vector)  # finite, or the parser would have refused it
+    raise NotStorable(Refusal.NOT_FINITE if isinstance(vector, list) else Refusal.SHAPE)
 
 
 def _check_sparse(vector: object) -> None:

@@ -57,9 +57,11 @@ async def rig_with(**env: str) -> AsyncIterator[Rig]:
         return (request.head.get("Authorization") or b"").decode().removeprefix("Bearer ") not in revoked
 
     with RedisServer() as redis:
-        async with RawUpstream(telling(is_welcome)) as upstream:
-            async with ProxyProcess(dashscope_url=upstream.url, redis_url=redis.url, env={**LIMITS, **env}) as proxy:
-                yield Rig(upstream, proxy, revoked, redis)
+        async with (
+            RawUpstream(telling(is_welcome)) as upstream,
+            ProxyProcess(dashscope_url=upstream.url, redis_url=redis.url, env={**LIMITS, **env}) as proxy,
+        ):
+            yield Rig(upstream, proxy, revoked, redis)
 
 
 KINDS = {
