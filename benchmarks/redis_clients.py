@@ -19,6 +19,7 @@ import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.connection import DefaultParser
 
+from proxy.cache.commands import values
 from proxy.cache.guard import Guard
 from proxy.cache.pipe import Pipe
 from proxy.cache.redis_tier import FAILURES, RedisTier
@@ -79,9 +80,7 @@ async def pipe(port: int) -> AsyncIterator[Get]:
     )
 
     async def get(key: bytes) -> bytes | None:
-        asked = line.ask([key], 0)
-        assert asked is not None
-        reply = await asked
+        reply = await line.ask(values([key]), 0)
         assert isinstance(reply, list)
         return reply[0]
 

@@ -1,5 +1,5 @@
 """
-Reads pipelined on one connection: for hits, the client's work per command costs more than Redis' own.
+Commands pipelined on one connection: for hits, the client's work per command costs more than Redis' own.
 
 Commands are written once a turn of the loop, and replies, which come in the order of the commands, are handed out as
 they arrive: no task, no timer and no connection of its own for any of them. Who leaves keeps a place in the row; the
@@ -10,25 +10,20 @@ on it.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import hiredis
 
+from proxy.cache.commands import Command, Garbage, Result
 from proxy.cache.deadline import MOST_DEADLINES, PromptTurn
 from proxy.cache.guard import Neutral
 
 MAX_PENDING = 4_096
 """Commands under way on one connection; a healthy Redis answers so many in well under a deadline."""
 
-_MAX_UNSENT_BYTES = 1 << 20
+_MAX_UNSENT_BYTES = 4 << 20
 _MORE = object()
-
-Values = list[bytes | None]
-Asked = asyncio.Future[Values | Exception]
-
-
-class Garbage(Exception):  # noqa: N818  speaks of Redis, see FAILURES
-    """What came is no reply to what was asked."""
 
 
 class Pipe(asyncio.Protocol):
@@ -37,7 +32,7 @@ class Pipe(asyncio.Protocol):
 
     *parse_error* makes an exception of an error reply's text; *judge* says which failure of Redis that is, ``None`` if
     Redis is well and refuses only this command. *ended* is told how each command ended that was asked with a mark: of
-    the mark, and the failure or ``None``.
+    the mark, and the failure or, if the command vouches, ``None``.
     """
 
     def __init__(
@@ -56,8 +51,8 @@ class Pipe(asyncio.Protocol):
         self._judge = judge
         self._ended = ended
         self._reader = hiredis.Reader(protocolError=Garbage, replyError=parse_error, notEnoughData=_MORE)
-        # Each with the number of values wanted, when it was sent (monotonic), and its mark.
-        self._pending: deque[tuple[Asked, int, float, int | None]] = deque()
+        # Each with its command, when it was sent (monotonic), and its mark.
+        self._pending: deque[tuple[asyncio.Future[Any], Command[Any], float, int | None]] = deque()
         self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | PromptTurn | None = None
         self._is_full = False
@@ -66,22 +61,23 @@ class Pipe(asyncio.Protocol):
         self._transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)
         self._transport.set_protocol(self)
 
-    def ask(self, names: Sequence[bytes], mark: int | None) -> Asked | None:
+    def ask(self, command: Command[Result], mark: int | None) -> "asyncio.Future[Result | Exception]":
         """
-        The values under *names*, or why there are none: a failure of Redis, or Neutral. Never raises.
+        What *command* brings, or why it does not: a failure of Redis, or Neutral. Never raises.
 
-        ``None``: not asked, as the connection is closed or too much is under way on it.
+        Neutral without being asked, if the connection is closed or too much is under way on it.
         """
+        asked: asyncio.Future[Result | Exception] = self._loop.create_future()
         if not self.is_open or self._is_full or len(self._pending) >= MAX_PENDING:
-            return None
-        command = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]
-        asked: Asked = self._loop.create_future()
-        self._pending.append((asked, len(names), time.monotonic(), mark))
+            asked.set_result(Neutral())
+            return asked
+        packed = hiredis.pack_command(command.words)  # type: ignore[arg-type]
+        self._pending.append((asked, command, time.monotonic(), mark))
         if self._watch is None:
             self._watch = self._loop.call_later(self._deadline_s, self._look)
         if not self._unsent:
             self._loop.call_soon(self._send)
-        self._unsent.append(command)
+        self._unsent.append(packed)
         return asked
 
     async def close(self) -> None:
@@ -139,20 +135,18 @@ class Pipe(asyncio.Protocol):
 
     def _answer(self, reply: object) -> None:
         """Give *reply* to the oldest command."""
-        asked, count, _, mark = self._pending[0]
-        if type(reply) is list and len(reply) == count and all(v is None or type(v) is bytes for v in reply):
-            values: Values = reply
-        elif isinstance(reply, Exception):
+        asked, command, _, mark = self._pending[0]
+        if isinstance(reply, Exception):
             if (failure := self._judge(reply)) is not None:
                 self._end(failure)
                 return
-            values = [None] * count
+            result = command.refused
         else:
-            raise Garbage("not one value per key")
+            result = command.read(reply)
         self._pending.popleft()
         if not asked.done():
-            asked.set_result(values)
-        if mark is not None:
+            asked.set_result(result)
+        if mark is not None and command.vouches:
             self._ended(mark, None)
 
     def _end(self, error: Exception, *, is_for_all: bool = False) -> None:

@@ -15,7 +15,6 @@ from typing import TypeVar
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -31,11 +30,12 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from proxy.cache import scripts
+from proxy.cache import commands, scripts
+from proxy.cache.commands import Garbage, Values
 from proxy.cache.deadline import Deadline
 from proxy.cache.guard import Guard, Neutral, Unavailable
-from proxy.cache.pipe import Garbage, Pipe
-from proxy.cache.reads import Reads
+from proxy.cache.line import Line
+from proxy.cache.pipe import Pipe
 
 Result = TypeVar("Result")
 
@@ -44,6 +44,10 @@ Tokens = tuple[bytes, ...]
 # How many deadlines anybody waits for one of our own connections: a burst must not look like a slow Redis, nor a Redis
 # that is slow, but always just in time, hold a request for as long as the queue before it.
 _PATIENCE = 4
+
+_LINES = 2
+"""Connections that are shared; the others are for one command at a time."""
+_STORES = 16
 
 # Tokens outlive every entry kept under them; an absent one costs hits only.
 _TOKEN_MS = 30 * 86_400_000
@@ -103,7 +107,7 @@ class RedisTier:
             socket_timeout=backstop_s,
             socket_connect_timeout=backstop_s,
             retry=Retry(NoBackoff(), 0),
-            max_connections=max(1, max_connections - 1),  # one is for reads
+            max_connections=max_connections - _LINES,
             decode_responses=False,
             protocol=2,
             driver_info=None,  # or every new connection begins with two commands that nobody needs
@@ -113,58 +117,37 @@ class RedisTier:
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
         self._claims = prefix.encode("ascii") + b":c:"
         self._standings = prefix.encode("ascii") + b":s:"
-        self._fill = self._redis.register_script(scripts.FILL)
-        self._claim = self._redis.register_script(scripts.CLAIM)
-        self._renew = self._redis.register_script(scripts.RENEW)
-        self._release = self._redis.register_script(scripts.RELEASE)
-        self._accept = self._redis.register_script(scripts.ACCEPT)
         self._guard = guard
         self._deadline_s = deadline_s
         self._wait_s = _PATIENCE * deadline_s
-        self._reads = Reads(guard, self._connect)
+        # What is asked for is waited for, and must not stand behind a burst of stores, which nobody waits for.
+        self._asking, self._telling = Line(guard, self._connect), Line(guard, self._connect)
         self._on_rejected = on_rejected
-        # Shares of the connections, so that a burst of stores, which nobody waits for, never stands before a read, nor
-        # before the word that answers have become stale.
-        self._void_places = asyncio.Semaphore(max(1, max_connections // 8))
-        self._write_places = asyncio.Semaphore(max(1, max_connections // 2 - max_connections // 8))
-        self._read_places = asyncio.Semaphore(max(1, max_connections - max_connections // 2))
+        # A row of stores that is longer than Redis can take within a deadline would look like a slow Redis.
+        self._write_places = asyncio.Semaphore(_STORES)
+        self._void_places = asyncio.Semaphore(max_connections - _LINES)
 
-    async def read(self, keys: Sequence[bytes], owner: bytes) -> tuple[list[bytes | None], bytes | None] | None:
+    async def read(self, keys: Sequence[bytes], owner: bytes) -> tuple[Values, bytes | None] | None:
         """The sealed values under *keys*, in order, and *owner*'s standing; ``None`` when Redis could not be asked."""
-        reply = await self._reads.values([*map(self._name, keys), self._standing(owner)])
+        reply = await self._asking.ask(commands.values([*map(self._name, keys), self._standing(owner)]))
         return None if reply is None else (reply[:-1], reply[-1])
 
     async def write(self, values: Sequence[tuple[bytes, bytes, int]]) -> int:
-        """Write (key, sealed value, lifetime in ms) triples in one round trip; how many Redis took."""
-
-        async def send() -> int:
-            pipeline = self._redis.pipeline(transaction=False)
-            for key, sealed, ttl_ms in values:
-                pipeline.set(self._name(key), sealed, px=ttl_ms)
-            replies = await self._asked(pipeline.execute(raise_on_error=False)) or []
-            for reply in replies:
-                if isinstance(reply, FAILURES):
-                    raise reply
-                if isinstance(reply, Exception):
-                    self._refused(reply)
-            return sum(reply is True for reply in replies)
-
-        try:
-            async with self._write_places:
-                return await self._guard.run(send, vouches=False)
-        except Unavailable:
-            return 0
+        """Write (key, sealed value, lifetime in ms) triples; how many Redis took."""
+        async with self._write_places:
+            stores = [commands.put(self._name(key), sealed, ttl_ms) for key, sealed, ttl_ms in values]
+            return sum(reply is True for reply in await self._telling.ask_all(stores))
 
     async def read_guarded(
         self, keys: Sequence[bytes], scopes: Sequence[bytes], owner: bytes
-    ) -> tuple[list[bytes | None], list[bytes | None], bool, bytes | None] | None:
+    ) -> tuple[Values, Values, bool, bytes | None] | None:
         """
         Values, tokens, whether any scope is held, and *owner*'s standing, in one round trip.
 
         ``None`` when Redis could not be asked.
         """
         names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes), self._standing(owner)]
-        reply = await self._reads.values(names)
+        reply = await self._asking.ask(commands.values(names))
         if reply is None:
             return None
         *found, standing = reply
@@ -178,23 +161,16 @@ class RedisTier:
 
         ``None`` when Redis was no help.
         """
-
-        async def send() -> list[object] | None:
-            pipeline = self._redis.pipeline(transaction=False)
-            for scope, token in zip(scopes, tokens, strict=True):
-                pipeline.set(self._token(scope), token, px=_TOKEN_MS, nx=True)
-            pipeline.mget([*map(self._token, scopes), *map(self._hold, scopes)])
-            return await self._asked(pipeline.execute())
-
-        try:
-            async with self._place(self._read_places):
-                replies = await self._guard.run(send, vouches=False)
-        except Unavailable:
+        made = [
+            commands.put(self._token(scope), token, _TOKEN_MS, b"NX")
+            for scope, token in zip(scopes, tokens, strict=True)
+        ]
+        if None in await self._asking.ask_all(made):
             return None
-        found = replies[-1] if replies else None
-        if not isinstance(found, list) or len(found) != 2 * len(scopes):
+        found = await self._asking.ask(commands.values([*map(self._token, scopes), *map(self._hold, scopes)]))
+        if found is None:
             return None
-        current = tuple(token for token in found[: len(scopes)] if isinstance(token, bytes))
+        current = tuple(token for token in found[: len(scopes)] if token is not None)
         is_held = any(hold is not None for hold in found[len(scopes) :])
         return (current, is_held) if len(current) == len(scopes) else None
 
@@ -202,16 +178,11 @@ class RedisTier:
         self, key: bytes, sealed: bytes, ttl_ms: int, scopes: Sequence[bytes], tokens: Tokens
     ) -> bool:
         """Keep *sealed* if the tokens are still *tokens* and nothing holds; whether it was kept."""
-
-        async def send() -> object:
-            names = [self._name(key), *map(self._token, scopes), *map(self._hold, scopes)]
-            return await self._asked(self._fill(keys=names, args=[sealed, ttl_ms, len(scopes), *tokens]))
-
-        try:
-            async with self._write_places:
-                return await self._guard.run(send, vouches=False) == 1
-        except Unavailable:
-            return False
+        names = [self._name(key), *map(self._token, scopes), *map(self._hold, scopes)]
+        async with self._write_places:
+            return await self._telling.ask(
+                commands.script(scripts.FILL, names, [sealed, ttl_ms, len(scopes), *tokens])
+            ) == [1]
 
     async def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> tuple[bytes | None, ...] | None:
         """New tokens and a hold for each scope, all or none: the tokens replaced; ``None``: Redis did not take them."""
@@ -242,60 +213,34 @@ class RedisTier:
 
         *entries* are the entries' keys, ``None`` where it does not matter whether there is one.
         """
-
-        async def send() -> object:
-            names = [*map(self._claim_name, keys), *(self._name(entry or b"") for entry in entries)]
-            looks = [0 if entry is None else 1 for entry in entries]
-            return await self._asked(self._claim(keys=names, args=[owner, lease_ms, len(keys), *looks]))
-
-        try:
-            async with self._place(self._read_places):
-                answers = await self._guard.run(send, vouches=False)
-        except Unavailable:
-            return None
-        return answers if isinstance(answers, list) and len(answers) == len(keys) else None
+        names = [*map(self._claim_name, keys), *(self._name(entry or b"") for entry in entries)]
+        looks = [0 if entry is None else 1 for entry in entries]
+        return await self._asking.ask(
+            commands.script(scripts.CLAIM, names, [owner, lease_ms, len(keys), *looks], answers=len(keys))
+        )
 
     async def renew(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
         """Let those of *keys* that *owner* holds be held for another *lease_ms*."""
-        await self._of_claims(self._renew, keys, owner, lease_ms)
+        await self._telling.ask(commands.script(scripts.RENEW, [*map(self._claim_name, keys)], [owner, lease_ms]))
 
     async def release(self, keys: Sequence[bytes], owner: bytes, nobody_ms: int = 0) -> None:
         """Give up those of *keys* that *owner* holds; for *nobody_ms* everybody who claims them is told to go on."""
-        await self._of_claims(self._release, keys, owner, nobody_ms)
-
-    async def _of_claims(self, script: AsyncScript, keys: Sequence[bytes], owner: bytes, span_ms: int) -> None:
-        async def send() -> object:
-            return await self._asked(script(keys=list(map(self._claim_name, keys)), args=[owner, span_ms]))
-
-        with contextlib.suppress(Unavailable):
-            async with self._write_places:
-                await self._guard.run(send, vouches=False)
+        await self._telling.ask(commands.script(scripts.RELEASE, [*map(self._claim_name, keys)], [owner, nobody_ms]))
 
     async def refuse(self, owner: bytes, mark: bytes, life_ms: int, *, is_known: bool) -> None:
         """Set *mark* against *owner*; unless it *is known* here, only if it has a standing."""
-
-        async def send() -> object:
-            return await self._asked(self._redis.set(self._standing(owner), mark, px=life_ms, xx=not is_known))
-
-        with contextlib.suppress(Unavailable):
-            async with self._place(self._read_places):
-                await self._guard.run(send, vouches=False)
+        condition = () if is_known else (b"XX",)
+        await self._asking.ask(commands.put(self._standing(owner), mark, life_ms, *condition))
 
     async def accept(self, owner: bytes, mark: bytes | None, life_ms: int) -> bool:
         """*owner* has a standing for so long, without *mark*, but with any other that there is; whether Redis knows."""
-
-        async def send() -> object:
-            return await self._asked(self._accept(keys=[self._standing(owner)], args=[ACCEPTED, life_ms, mark or b""]))
-
-        try:
-            async with self._write_places:
-                return await self._guard.run(send, vouches=False) == 1
-        except Unavailable:
-            return False
+        name = self._standing(owner)
+        return await self._telling.ask(commands.script(scripts.ACCEPT, [name], [ACCEPTED, life_ms, mark or b""])) == [1]
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._reads.close()
+        await self._asking.close()
+        await self._telling.close()
         await self._pool.disconnect()
 
     async def _asked(self, command: Awaitable[Result]) -> Result | None:

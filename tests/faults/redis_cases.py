@@ -107,7 +107,7 @@ async def _max_clients(redis: RedisServer, line: FaultProxy) -> AsyncIterator[No
 @contextlib.asynccontextmanager
 async def _refusing(redis: RedisServer, _: FaultProxy) -> AsyncIterator[None]:
     # By the server itself: reads are pipelined, and an error for each piece of the stream is not one for each command.
-    commands = ("mget", "set", "evalsha")
+    commands = ("mget", "set", "eval")
     redis.command("ACL", "SETUSER", "default", *(f"-{name}" for name in commands))
     yield
     redis.command("ACL", "SETUSER", "default", *(f"+{name}" for name in commands))

@@ -23,14 +23,14 @@ def folder(tmp_path: Path) -> Path:
 
 def test_later_layers_win(folder: Path) -> None:
     (folder / "default.toml").write_text(
-        "workers = 1\n[redis]\ndeadline_ms = 1\nmax_connections = 1\n[breaker]\nfail_max = 1"
+        "workers = 1\n[redis]\ndeadline_ms = 1\nmax_connections = 4\n[breaker]\nfail_max = 1"
     )
-    (folder / "production.toml").write_text("[redis]\ndeadline_ms = 2\nmax_connections = 2\n[breaker]\nfail_max = 2")
+    (folder / "production.toml").write_text("[redis]\ndeadline_ms = 2\nmax_connections = 5\n[breaker]\nfail_max = 2")
     (folder / "mine.toml").write_text("[redis]\ndeadline_ms = 3\n[breaker]\nfail_max = 3")
     environ = {"DASHCACHE_CONFIG": str(folder / "mine.toml"), "DASHCACHE_BREAKER_FAIL_MAX": "4"}
     loaded = load_with_sources(HOME | environ, folder)
     settings = loaded.settings
-    assert (settings.workers, settings.redis.max_connections) == (1, 2)
+    assert (settings.workers, settings.redis.max_connections) == (1, 5)
     assert (settings.redis.deadline_ms, settings.breaker.fail_max) == (3, 4)
     assert loaded.sources["workers",] == "default.toml"
     assert loaded.sources["redis", "max_connections"] == "production.toml"

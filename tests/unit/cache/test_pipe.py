@@ -12,8 +12,9 @@ from redis.asyncio.connection import DefaultParser
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
 
 from proxy.cache import pipe as pipe_module
+from proxy.cache.commands import Garbage, put, script, values
 from proxy.cache.guard import Neutral
-from proxy.cache.pipe import Garbage, Pipe
+from proxy.cache.pipe import Pipe
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 
@@ -51,9 +52,12 @@ class Line:
         return error if isinstance(error, BusyLoadingError) else None
 
     def ask(self, count: int = 1, mark: int | None = 7) -> "asyncio.Future[object]":
-        asked = self.pipe.ask([b"name"] * count, mark)
-        assert asked is not None
-        return asked
+        return self.pipe.ask(values([b"name"] * count), mark)
+
+    def is_refused(self) -> bool:
+        """Whether nothing can be asked any more."""
+        asked = self.pipe.ask(values([b"name"]), 99)
+        return asked.done() and isinstance(asked.result(), Neutral)
 
     def say(self, data: bytes) -> None:
         """Redis says *data*; it arrives as one piece."""
@@ -93,8 +97,8 @@ REPLIES = ([b"one", None], [b"", b"\r\n$3\r\n"], [None, None], [b"*2\r\n", b"fou
 
 async def test_what_is_sent_is_the_command_in_redis_own_form_once_a_turn():
     async with Line() as line:
-        line.pipe.ask([b"a", b"\r\nb"], 1)
-        line.pipe.ask([b""], 1)
+        line.pipe.ask(values([b"a", b"\r\nb"]), 1)
+        line.pipe.ask(values([b""]), 1)
         wanted = b"*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$3\r\n\r\nb\r\n*2\r\n$4\r\nMGET\r\n$0\r\n\r\n"
         assert await line.heard(len(wanted)) == wanted
 
@@ -143,6 +147,55 @@ async def test_who_leaves_takes_nobody_elses_reply_along():
         assert line.errors == [None] * 1000, "the operations have ended well, whoever waits for them"
 
 
+REPLIES_TO_PUT = {b"+OK\r\n": True, b"$-1\r\n": False, b"-OOM no\r\n": False}
+REPLIES_TO_SCRIPT = {b":3\r\n": [3], b"-NOPERM no\r\n": None, b"-READONLY no\r\n": None}
+REPLIES_TO_SCRIPTS = {b"*2\r\n:0\r\n:-1\r\n": [0, -1], b"-ERR no\r\n": None}
+
+
+async def test_commands_of_other_kinds_are_sent_and_answered_between():
+    async with Line() as line:
+        commands = [
+            *((put(b"n", b"\r\n", 5, b"NX"), *reply) for reply in REPLIES_TO_PUT.items()),
+            *((script("return 3", [b"k"], [b"a", 7]), *reply) for reply in REPLIES_TO_SCRIPT.items()),
+            *((script("x", [], [], answers=2), *reply) for reply in REPLIES_TO_SCRIPTS.items()),
+        ]
+        read = line.ask(1)
+        asked = [line.pipe.ask(command, 7) for command, _, _ in commands]
+        line.say(array(b"mine") + b"".join(reply for _, reply, _ in commands))
+        assert read.result() == [b"mine"]
+        assert [future.result() for future in asked] == [wanted for *_, wanted in commands]
+        assert line.errors == [None], "only reads vouch for reads"
+        sent = b"*6\r\n$3\r\nSET\r\n$1\r\nn\r\n$2\r\n\r\n\r\n$2\r\nPX\r\n$1\r\n5\r\n$2\r\nNX\r\n"
+        evaluated = b"*6\r\n$4\r\nEVAL\r\n$8\r\nreturn 3\r\n$1\r\n1\r\n$1\r\nk\r\n$1\r\na\r\n$1\r\n7\r\n"
+        heard = await line.heard(26 + 3 * len(sent) + 3 * len(evaluated))
+        assert heard.count(sent) == len(REPLIES_TO_PUT)
+        assert heard.count(evaluated) == len(REPLIES_TO_SCRIPT)
+
+
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [
+        (put(b"n", b"v", 5), b":1\r\n"),
+        (put(b"n", b"v", 5), b"$2\r\nno\r\n"),
+        (put(b"n", b"v", 5), array(b"OK")),
+        (script("x", [], []), b"$1\r\n1\r\n"),
+        (script("x", [], []), b"$-1\r\n"),
+        (script("x", [], []), b"*1\r\n:1\r\n"),
+        (script("x", [], [], answers=1), b":1\r\n"),
+        (script("x", [], [], answers=2), b"*1\r\n:1\r\n"),
+        (script("x", [], [], answers=2), b"*2\r\n:1\r\n$1\r\n1\r\n"),
+        (script("x", [], [], answers=2), b"*-1\r\n"),
+    ],
+)
+async def test_a_reply_to_another_command_ends_the_connection(command, data):
+    async with Line() as line:
+        asked, behind = line.pipe.ask(command, 7), line.ask()
+        line.say(data + array(b"x"))
+        assert isinstance(asked.result(), Garbage)
+        assert isinstance(behind.result(), Neutral)
+        assert line.errors == [Garbage, Neutral]
+
+
 # --- what is no reply -------------------------------------------------------------------------------------------------
 
 NOT_REPLIES = {
@@ -177,7 +230,7 @@ async def test_whatever_is_not_one_value_per_name_ends_the_connection(data):
         assert isinstance(behind.result(), Neutral), "nobody knows any more whose reply is whose"
         assert line.errors == [None, Garbage, Neutral], "one fact about Redis, however many wait"
         assert not line.pipe.is_open
-        assert line.pipe.ask([b"name"], 1) is None
+        assert line.is_refused()
 
 
 @pytest.mark.parametrize("altered", [b"", b"\0", b"9", b"-", b"\r\n"])
@@ -254,14 +307,14 @@ async def test_a_connection_that_breaks_in_a_reply(data):
         await asyncio.wait(asked)
         assert [type(future.result()) for future in asked] == [LOST, Neutral, Neutral]
         assert line.errors == [LOST, Neutral, Neutral]
-        assert line.pipe.ask([b"name"], 1) is None
+        assert line.is_refused()
 
 
 async def test_nothing_is_asked_once_redis_has_said_its_last():
     async with Line() as line:
         line.hang_up()
         await wait_until(lambda: not line.pipe.is_open, what="the end")
-        assert line.pipe.ask([b"name"], 1) is None
+        assert line.is_refused()
         assert line.ended == []
 
 
@@ -406,11 +459,11 @@ async def test_no_more_than_so_many_commands_are_under_way(monkeypatch):
     async with Line() as line:
         asked = [line.ask() for _ in range(10)]
         for _ in range(3):
-            assert line.pipe.ask([b"name"], 7) is None
+            assert line.is_refused()
         asked[0].cancel()
-        assert line.pipe.ask([b"name"], 7) is None, "its reply is still to come"
+        assert line.is_refused(), "its reply is still to come"
         line.say(array(b"x"))
-        assert line.pipe.ask([b"name"], 7) is not None
+        assert not line.is_refused()
         assert line.ended == [(7, None)]
 
 
@@ -418,10 +471,10 @@ async def test_nothing_is_asked_of_a_redis_that_does_not_take_what_is_sent():
     async with Line() as line:
         name = b"n" * (1 << 20)
         taken = 0
-        while line.pipe.ask([name], 7) is not None:
+        while not line.pipe.ask(values([name]), 7).done():
             taken += 1
             assert taken < 100, "100 MB were buffered"
             await asyncio.sleep(0)
         assert line.pipe.is_open
         await line.heard(taken << 20)
-        await wait_until(lambda: line.pipe.ask([b"name"], 7) is not None, what="room")
+        await wait_until(lambda: not line.is_refused(), what="room")

@@ -272,7 +272,7 @@ async def test_a_slow_redis_holds_nobody_for_as_long_as_the_queue(redis_server):
     """Just in time each time, so that the circuit stays closed; 200 at once on one connection would take 8 s."""
     async with (
         FaultProxy(redis_server.port) as between,
-        process(between.instead_of(redis_server.url), max_connections=2, deadline_s=0.2) as one,
+        process(between.instead_of(redis_server.url), max_connections=3, deadline_s=0.2) as one,
     ):
         await one.write()
         between.add(Latency(0.04))

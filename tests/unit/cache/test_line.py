@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 import uvloop
 
+from proxy.cache import commands
 from proxy.cache.guard import Guard
 from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
 from proxy.core.tasks import Tasks
@@ -179,6 +180,40 @@ async def test_a_reply_that_comes_after_its_deadline_is_nobodys(redis_server):
         await wait_until(lambda: made.read(b"b"), what="hits")
 
 
+async def test_stores_do_not_stand_before_reads(redis_server):
+    """They have a connection of their own, and sixteen at a time a turn on it."""
+    async with rig(redis_server.url) as made:
+        await made.write(b"a")
+        assert await made.read(b"a") == [value_of(b"a")]
+        before = redis_server.command("INFO", "stats")["total_connections_received"]
+        large = [[(b"%c%d" % (at, at), bytes(50_000), 60_000) for _ in range(5)] for at in range(60)]
+        stores = asyncio.gather(*(made.tier.write(values) for values in large))
+        await asyncio.sleep(0)
+        assert await made.read(b"a") == [value_of(b"a")]
+        assert not stores.done()
+        assert await stores == [5] * 60
+        assert redis_server.command("INFO", "stats")["total_connections_received"] == before
+
+
+async def test_several_commands_are_asked_in_their_order_whether_there_is_a_connection_or_not(redis_server):
+    async with rig(redis_server.url) as made:
+        for _ in range(3):
+            puts = [commands.put(b"t:order", b"%d" % at, 60_000) for at in range(20)]
+            found, missing = commands.values([b"t:order"]), commands.values([b"t:nothing"])
+            replies = await made.tier._telling.ask_all([*puts, found, missing])
+            assert replies == [*[True] * 20, [b"19"], [None]]
+            assert await made.tier._telling.ask_all([]) == []
+            await made.tier._telling.close()
+
+
+async def test_several_commands_without_redis_are_answered_with_nothing(redis_server):
+    async with rig("redis://127.0.0.1:1/0") as made:
+        puts = [commands.put(b"t:order", b"x", 60_000) for _ in range(3)]
+        assert await made.tier._telling.ask_all(puts) == [None] * 3
+        assert made.failures == ["connection"]
+        assert await made.tier.write([(b"a", b"b", 1_000)] * 3) == 0
+
+
 # --- connecting -------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +337,7 @@ async def test_an_idle_connection_that_was_closed_is_no_failure(redis_server):
         for _ in range(3):
             assert await made.read(b"a") == [value_of(b"a")]
             redis_server.command("CLIENT", "KILL", "TYPE", "normal")
-            await wait_until(lambda: not made.tier._reads._pipe.is_open, what="the end of the connection")
+            await wait_until(lambda: not made.tier._asking._pipe.is_open, what="the end of the connection")
         assert made.failures == []
 
 
