@@ -76,7 +76,8 @@ class Redis(Section):
     deadline_ms: int = Field(50, ge=1, le=5_000)
     """What a hit may wait for Redis at worst; slower counts as down. Far above a healthy answer (under 1 ms)."""
     max_connections: int = Field(64, ge=3, le=10_000)
-    """Connections per worker, at least two: one for reads, which share it, the others for everything else."""
+    """Connections per worker: one that all reads share, one that all stores share, the others to make entries stale
+    before and after a write."""
     max_pending_stores: int = Field(1_000, ge=1)
     """Background writes that may wait; beyond it entries are not written (and counted)."""
     key_prefix: str = Field("dashcache", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
