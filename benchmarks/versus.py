@@ -26,6 +26,7 @@ from benchmarks import grpc_calls
 from benchmarks.grpc_parts import Plan, Way
 from benchmarks.peers import figures, nginx
 from benchmarks.peers.content import TEXTS, body, text
+from benchmarks.peers.crowd import latencies_ms
 from benchmarks.peers.figures import Figure
 from benchmarks.peers.load import PROGRAM as WRK
 from benchmarks.peers.load import Load, one_by_one_ms, p99, scripts, wrk
@@ -158,7 +159,7 @@ class Bench:
             passed = self._load("memory", script, self.scripts[script])
             self._over(figure, passed, self._load("nginx-relay", script, self.scripts[script]))
         self._one_connection(repeat)
-        self._crowd(repeat)
+        self._crowd()
         self._missed()
 
     def _load(self, name: str, what: str, script: Path, connections: int = 64, longer: int = 1) -> Load | None:
@@ -193,14 +194,17 @@ class Bench:
         for figure, name in ((figures.P99_MEMORY, "memory"), (figures.P99_REDIS, "redis")):
             self.values[figure].append(self._hits(name, "repeat", script, 1).p99_ms / other.p99_ms)
 
-    def _crowd(self, script: Path) -> None:
+    def _crowd(self) -> None:
         """Longer than the others, as the first moments of so many connections are another matter."""
-        calm = self._hits("memory", "repeat", script, longer=4)
+        port, seconds, before = self.ports["memory"], 2 * self.seconds, self._made("memory")
+        calm = p99(latencies_ms(port, 64, seconds))
         with contextlib.ExitStack() as stack:
             for _ in range(_IDLE):
-                stack.enter_context(socket.create_connection(("127.0.0.1", self.ports["memory"])))
-            crowded = self._hits("memory", "repeat", script, 256, longer=4)
-        self.values[figures.CROWD].append(crowded.p99_ms / calm.p99_ms)
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            crowded = p99(latencies_ms(port, 256, seconds))
+        if self._made("memory") > before:
+            raise RuntimeError("no hits, the upstream was asked")
+        self.values[figures.CROWD].append(crowded / calm)
 
     def _missed(self) -> None:
         """One request after the other: what a miss adds, and what nine hits of ten save."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.peers.content import TARGET, TEXTS, body, text
 
 PROGRAM = shutil.which("wrk")
-_LINES = {"Content-Type": "application/json", "Authorization": "Bearer sk-benchmark"}
+LINES = {"Content-Type": "application/json", "Authorization": "Bearer sk-benchmark"}
+"""Header lines of every request."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def scripts(folder: Path) -> dict[str, Path]:
     ``repeat``: the same bytes again and again; ``new``: each with an id of its own; ``ten``: ten texts at a time;
     ``get`` and ``large``: what only passes.
     """
-    lines = ",".join(f'["{name}"]="{value}"' for name, value in _LINES.items())
+    lines = ",".join(f'["{name}"]="{value}"' for name, value in LINES.items())
     bodies = ",".join(f"[[{body([text(at)]).decode()}]]" for at in range(TEXTS))
     tens = ",".join(f"[[{body([text(at + each) for each in range(10)]).decode()}]]" for at in range(0, TEXTS, 10))
     made = f'wrk.format("POST","{TARGET}",lines,bodies[k])'
@@ -93,7 +94,7 @@ def _latency_ms(said: str, share: str) -> float:
 
 def one_by_one_ms(port: int, bodies: Iterable[bytes], target: str = TARGET) -> list[float]:
     """How long each of *bodies* took on one connection; all must be answered with 200."""
-    head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "127.0.0.1", **_LINES}.items())
+    head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "127.0.0.1", **LINES}.items())
     took = []
     with socket.create_connection(("127.0.0.1", port)) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -106,7 +106,7 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop: an answer at once, a head held back, or work for the parser."""
-        held = self._let_go()
+        held = self._let_go() if self._holding is not None else b""
         lane = self._port.lane
         if lane is None or not self._may_answer_at_once():
             self._parse_apart(held, data)

@@ -157,10 +157,10 @@ class Front:
 
     def answer_at_once(self, again: Again, bytes_in: int, transport: asyncio.WriteTransport) -> bool:
         """Whether *again* has answered a request with so many bytes of body, as ``handle`` would have."""
-        outcome = Outcome(started_s=self._clock.monotonic())
         try:
             if self._ready.give(again, transport):
                 return True
+            outcome = Outcome(started_s=self._clock.monotonic())
             answer = again(outcome)
         except Exception as error:  # noqa: BLE001  a fault of ours must not end the connection: it is tried the long way
             self._observer.background_failed(error)
