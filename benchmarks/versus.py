@@ -24,7 +24,7 @@ import redis
 
 from benchmarks import grpc_calls
 from benchmarks.grpc_parts import Plan, Way
-from benchmarks.peers import figures, nginx
+from benchmarks.peers import figures, litellm, nginx, varnish
 from benchmarks.peers.content import TEXTS, body, text
 from benchmarks.peers.crowd import latencies_ms
 from benchmarks.peers.figures import Figure
@@ -84,6 +84,10 @@ class Bench:
         if nginx.has_lua():
             kept = self._redis().port
             self._nginx("nginx-lua", lambda folder, port: nginx.lua_redis(folder, port, self.upstream, kept))
+        if varnish.is_there():
+            self._peer("varnish", varnish.command)
+        if litellm.PROGRAM is not None:
+            self._peer("litellm", litellm.command, litellm.ENVIRON)
         self._proxy("memory")
         self._proxy("redis", {"DASHCACHE_MEMORY_MAX_BYTES": "0"})
         self._proxy("delayed", upstream=self.delayed)
@@ -91,9 +95,14 @@ class Bench:
 
     def fill(self) -> None:
         """Let every server keep what it will be asked for."""
-        for name, script in itertools.product(("memory", "redis", "two", "aiohttp", "nginx-cache"), ("repeat", "ten")):
+        for name, script in itertools.product(
+            ("memory", "redis", "two", "aiohttp", "nginx-cache", "varnish"), ("repeat", "ten")
+        ):
             if name in self.ports:
                 wrk(self.ports[name], self.scripts[script], seconds=1)
+        wrk(self.ports["memory"], self.scripts["openai"], seconds=1)
+        if "litellm" in self.ports:
+            wrk(self.ports["litellm"], self.scripts["litellm"], seconds=20)
 
     def _python(self, kind: str, cores: str, *more: str) -> int:
         port = free_port()
@@ -110,6 +119,14 @@ class Bench:
         self.stack.enter_context(
             process([nginx.PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf")], port, SERVER_CORE)
         )
+        self.ports[name] = port
+
+    def _peer(
+        self, name: str, command: Callable[[Path, int, int], list[str]], env: dict[str, str] | None = None
+    ) -> None:
+        folder, port = self.folder / name, free_port()
+        folder.mkdir()
+        self.stack.enter_context(process(command(folder, port, self.upstream), port, SERVER_CORE, env))
         self.ports[name] = port
 
     def _redis(self) -> RedisServer:
@@ -147,12 +164,15 @@ class Bench:
         repeat, new = self.scripts["repeat"], self.scripts["new"]
         hits = self._hits("memory", "repeat", repeat)
         self._over(figures.REPEAT, hits, self._load("nginx-cache", "repeat", repeat))
+        self._load("varnish", "repeat", repeat)
         self._load("protocol", "repeat", repeat)
         self._over(figures.PARSED, self._hits("memory", "new", new), self._load("aiohttp", "new", new))
         in_redis = self._hits("redis", "repeat", repeat)
         self._over(figures.REDIS_NGINX, in_redis, self._load("nginx-lua", "repeat", repeat))
         self._over(figures.REDIS_BARE, in_redis, self._load("pipelined", "repeat", repeat))
         self._over(figures.WORKERS, self._hits("two", "repeat", repeat), hits)
+        compatible = self._hits("memory", "openai", self.scripts["openai"])
+        self._over(figures.LITELLM, compatible, self._load("litellm", "repeat", self.scripts["litellm"]))
         ten = self.scripts["ten"]
         self._over(figures.TEN, self._hits("memory", "ten", ten), self._load("aiohttp", "ten", ten))
         for figure, script in ((figures.PASS_SMALL, "get"), (figures.PASS_LARGE, "large")):
@@ -268,7 +288,8 @@ def smoke() -> int:
         bench = Bench(Path(folder), 1.0, stack)
         bench.start()
         for name, port in bench.ports.items():
-            one_by_one_ms(port, [body([text(0)]), body([text(0)])])
+            if name != "litellm":  # which asks who is there, and speaks one dialect
+                one_by_one_ms(port, [body([text(0)]), body([text(0)])])
             print(f"{name}: answers")
     return 0
 

@@ -6,6 +6,7 @@ import random
 import struct
 
 TARGET = "/api/v1/services/embeddings/text-embedding/text-embedding"
+OPENAI_TARGET = "/compatible-mode/v1/embeddings"
 TEXTS = 200
 """Different requests that are repeated."""
 DIMENSION = 1_024
@@ -28,6 +29,21 @@ def vector(of: str) -> bytes:
     chance = random.Random(of)
     numbers = struct.unpack(f"<{DIMENSION}f", struct.pack(f"<{DIMENSION}f", *_uniform(chance)))
     return json.dumps(numbers, separators=(",", ":")).encode()
+
+
+def openai_body(texts: list[str]) -> bytes:
+    """The same request in the compatible dialect."""
+    return json.dumps({"model": "text-embedding-v4", "input": texts, "dimensions": DIMENSION}).encode()
+
+
+def openai_answer(request: bytes) -> bytes:
+    """The vendor's answer to such a body."""
+    texts = json.loads(request)["input"]
+    rows = b",".join(
+        b'{"embedding":%b,"index":%d,"object":"embedding"}' % (vector(each), at) for at, each in enumerate(texts)
+    )
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (7 * len(texts), 7 * len(texts))
+    return b'{"data":[%b],"model":"text-embedding-v4","object":"list","usage":%b,"id":"vendor-1"}' % (rows, usage)
 
 
 def _uniform(chance: random.Random) -> list[float]:

@@ -26,6 +26,7 @@ REDIS_NGINX = Figure("hit in Redis ÷ nginx + Lua + Redis", 0.7, "higher")
 REDIS_BARE = Figure("hit in Redis ÷ bare aiohttp + pipelined hiredis, straight write", 0.6, "higher")
 P99_MEMORY = Figure("p99 of a hit in memory at 1 connection ÷ nginx + Lua + Redis", 0.8, "lower")
 P99_REDIS = Figure("p99 of a hit in Redis at 1 connection ÷ nginx + Lua + Redis", 1.5, "lower")
+LITELLM = Figure("repeat hit ÷ LiteLLM, cached in its memory", 200, "higher")
 TEN = Figure("batch of 10, all hit ÷ bare aiohttp sending the same bytes", 0.6, "higher")
 NINE = Figure("batch of 10, 9 hit: time ÷ direct call for the missing one, 50 ms upstream", 1.05, "lower")
 MISS_P50 = Figure("miss: p50 added to a direct call", 0.6, "lower", "ms")
@@ -45,6 +46,7 @@ ALL = (
     REDIS_BARE,
     P99_MEMORY,
     P99_REDIS,
+    LITELLM,
     TEN,
     NINE,
     MISS_P50,

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers.content import TARGET, TEXTS, body, text
+from benchmarks.peers import litellm
+from benchmarks.peers.content import OPENAI_TARGET, TARGET, TEXTS, body, openai_body, text
 
 PROGRAM = shutil.which("wrk")
 LINES = {"Content-Type": "application/json", "Authorization": "Bearer sk-benchmark"}
@@ -32,24 +33,28 @@ def scripts(folder: Path) -> dict[str, Path]:
     Wrk's scripts by name, written to *folder*.
 
     ``repeat``: the same bytes again and again; ``new``: each with an id of its own; ``ten``: ten texts at a time;
-    ``get`` and ``large``: what only passes.
+    ``openai``, ``litellm``: single ones in the compatible dialect; ``get`` and ``large``: what only passes.
     """
-    lines = ",".join(f'["{name}"]="{value}"' for name, value in LINES.items())
+    lines = _table(LINES)
     bodies = ",".join(f"[[{body([text(at)]).decode()}]]" for at in range(TEXTS))
     tens = ",".join(f"[[{body([text(at + each) for each in range(10)]).decode()}]]" for at in range(0, TEXTS, 10))
-    made = f'wrk.format("POST","{TARGET}",lines,bodies[k])'
+    openai = ",".join(f"[[{openai_body([text(at)]).decode()}]]" for at in range(TEXTS))
 
-    def repeat(asked: str) -> str:
+    def repeat(asked: str, target: str = TARGET, lines: str = lines) -> str:
+        made = f'wrk.format("POST","{target}",lines,bodies[k])'
         ready = f"init=function() for k=1,#bodies do ready[k]={made} end end"
         again = "request=function() n=n%#bodies+1 return ready[n] end"
         return f"local bodies,ready,n={{{asked}}},{{}},0\nlocal lines={{{lines}}}\n{ready}\n{again}"
 
     own = f'{{{lines},["X-Request-Id"]=tostring(n)}}'
     new = f"local bodies,n={{{bodies}}},0\n"
+    made = f'wrk.format("POST","{TARGET}",lines,bodies[k])'
     new += f"request=function() n=n+1 local k,lines=n%#bodies+1,{own} return {made} end"
     texts = {
         "repeat": repeat(bodies),
         "ten": repeat(tens),
+        "openai": repeat(openai, OPENAI_TARGET),
+        "litellm": repeat(openai, "/v1/embeddings", _table({**LINES, "Authorization": f"Bearer {litellm.KEY}"})),
         "new": new,
         "get": 'wrk.path="/api/v1/tasks/one"',
         "large": 'wrk.path="/large"',
@@ -57,6 +62,10 @@ def scripts(folder: Path) -> dict[str, Path]:
     for name, said in texts.items():
         (folder / f"{name}.lua").write_text(said)
     return {name: folder / f"{name}.lua" for name in texts}
+
+
+def _table(lines: dict[str, str]) -> str:
+    return ",".join(f'["{name}"]="{value}"' for name, value in lines.items())
 
 
 def wrk(port: int, script: Path, *, seconds: float, connections: int = 64, cores: str = "2,3") -> Load:

@@ -58,7 +58,7 @@ def process(command: Sequence[str], port: int, cores: str, env: Mapping[str, str
 
 
 def _wait_listens(port: int, child: "subprocess.Popen[bytes]", output: "tempfile._TemporaryFileWrapper[bytes]") -> None:
-    ends_s = time.monotonic() + 20.0
+    ends_s = time.monotonic() + 60.0  # LiteLLM takes half a minute
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return

@@ -69,11 +69,13 @@ def _spread(found: Sequence[float], digits: int) -> str:
 _SHOWN = (
     ("Dashcache, repeated hit", "memory, repeat", True),
     ("nginx proxy_cache", "nginx-cache, repeat", False),
+    ("Varnish", "varnish, repeat", False),
     ("Dashcache, hit parsed", "memory, new", True),
     ("bare aiohttp: read, hash, dict", "aiohttp, new", False),
     ("Dashcache, hit in Redis", "redis, repeat", True),
     ("nginx + Lua + Redis", "nginx-lua, repeat", False),
     ("bare aiohttp + pipelined Redis", "pipelined, repeat", False),
+    ("LiteLLM, cached in its memory", "litellm, repeat", False),
 )
 _WIDTH, _LEFT, _ROW = 760, 240, 30
 

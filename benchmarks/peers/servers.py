@@ -17,7 +17,7 @@ import hiredis
 import uvloop
 from aiohttp import web
 
-from benchmarks.peers.content import answer
+from benchmarks.peers.content import OPENAI_TARGET, answer, openai_answer
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _LARGE = b"x" * 10_000_000
@@ -69,6 +69,8 @@ class Upstream(Plain):
 
     def content(self, head: bytes, body: bytes) -> bytes:
         """An embedding, or one of two bodies that mean nothing."""
+        if head.startswith(b"post " + OPENAI_TARGET.encode()):
+            return openai_answer(body)
         if b"/embeddings/" in head:
             return answer(body)
         return _LARGE if head.startswith(b"get /large") else _SMALL

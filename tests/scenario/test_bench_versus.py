@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import figures, report
-from benchmarks.peers.content import DIMENSION, TEXTS, answer, body, text
+from benchmarks.peers.content import DIMENSION, OPENAI_TARGET, TEXTS, answer, body, openai_body, text
+from benchmarks.peers.crowd import latencies_ms
 from benchmarks.peers.load import one_by_one_ms, scripts
 from benchmarks.peers.machine import OTHER_CORE, free_port, process, python
 from proxy.cache.numbers import Form, pack
@@ -30,12 +31,15 @@ def test_the_upstream_and_the_proxy_give_the_same_rows() -> None:
         asked = [body([text(at)]) for at in (1, 2, 1)]
         assert len(one_by_one_ms(port, asked)) == 3
         assert len(one_by_one_ms(proxy.http_port, asked)) == 3
-        assert proxy.stats()["operations"]["embedding"]["upstream_calls"] == 2
+        compatible = [openai_body([text(at)]) for at in (1, 3)]
+        assert len(one_by_one_ms(proxy.http_port, compatible, OPENAI_TARGET)) == 2
+        assert proxy.stats()["operations"]["embedding"]["upstream_calls"] == 4
+        assert len(latencies_ms(proxy.http_port, 4, 0.3)) > 4
 
 
 def test_scripts_ask_for_all_texts(tmp_path: Path) -> None:
     found = scripts(tmp_path)
-    assert set(found) == {"repeat", "new", "ten", "get", "large"}
+    assert set(found) == {"repeat", "new", "ten", "openai", "litellm", "get", "large"}
     assert found["repeat"].read_text().count("text number") == TEXTS
     assert "X-Request-Id" in found["new"].read_text()
 
