@@ -7,7 +7,6 @@ Redis, once; whatever takes more is ``flow``'s.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 from proxy.cache.tiers import Tiers
 from proxy.callers import Callers
@@ -56,7 +55,7 @@ class AtOnce:
         outcome.hits_memory = len(entries)
         rows = [entry.row for entry in entries]
         answer = ours(planned.plan.join(rows, outcome.request_id), outcome)
-        answer.again = _Again(self, planned)
+        answer.again = self.again(planned)
         return answer
 
     async def look_up(self, planned: Planned, outcome: Outcome) -> Answer | Found:
@@ -73,13 +72,15 @@ class AtOnce:
         return ours(text, outcome)
 
     def again(self, planned: Planned) -> Again | None:
-        """What may answer next time what was answered from the tiers this time."""
-        return None if planned.scopes else _Again(self, planned)
+        """What may answer next time what was answered from the tiers this time; one for each *planned*."""
+        if planned.again is None and not planned.scopes:
+            planned.again = _Again(self, planned)
+        return planned.again
 
     def recall(self, head: Head, body: bytes) -> Again | None:
         """What may answer a request with this *head* and *body*, if its plan is remembered."""
         planned = self.planner.recall(head, body)
-        return None if planned is None else _Again(self, planned)
+        return None if planned is None else self.again(planned)
 
     def sign(self, outcome: Outcome, rows: Sequence[Row], from_cache: Collection[Entry]) -> None:
         """Give an answer made of *rows* an id, and tell whose they were and what it saves."""
@@ -109,12 +110,14 @@ class AtOnce:
         return True
 
 
-@dataclass(frozen=True, slots=True)
 class _Again:
-    """See ``core.answer.Again``; equal for equal plans."""
+    """See ``core.answer.Again``."""
 
-    at_once: AtOnce
-    planned: Planned
+    __slots__ = ("at_once", "planned")
+
+    def __init__(self, at_once: AtOnce, planned: Planned) -> None:
+        self.at_once = at_once
+        self.planned = planned
 
     def __call__(self, outcome: Outcome) -> Answer | None:
         """Another answer."""
@@ -133,9 +136,6 @@ class _Again:
         """The same with what Redis holds."""
         outcome.upstream, outcome.operation = self.planned.route.upstream, self.planned.route.operation
         return await self.at_once.look_up(self.planned, outcome)
-
-    def __hash__(self) -> int:
-        return id(self.planned)
 
     def holds(self) -> bool:
         """Whether nothing speaks against it but the time."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from proxy.callers import Callers
+from proxy.core.answer import Again
 from proxy.core.freshness import Directives, directives
 from proxy.core.heavy import Heavy
 from proxy.core.key import Secret, common_digest, item_keys
@@ -41,9 +42,9 @@ class Route:
     """Whether the next equal head gets this very object; else nothing that hangs on it is found again."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Planned:
-    """A planned read with its keys, in the client's order."""
+    """A planned read with its keys, in the client's order; nothing of it changes but ``again``."""
 
     route: Route
     plan: Read
@@ -53,8 +54,12 @@ class Planned:
     scopes: tuple[bytes, ...]
     purges: tuple[bytes, ...]
     """The tokens that the keys were made with."""
+    extent: tuple[str, str, str, tuple[ScopeName, ...]]
+    """What purges go by: upstream, operation, model, scopes."""
     size: int
     """Bytes that it takes, about."""
+    again: Again | None = None
+    """What answers it out of memory, once there was something to answer."""
 
 
 class Planner:
@@ -128,21 +133,19 @@ class Planner:
     async def keyed(self, route: Route, request: Request, plan: Read) -> Planned:
         """*plan* with one key per item: deployment secret, purges, upstream, credential, all fields, and the item."""
         origin = self._transport_of(request).origin.encode()
-        purges = self._purges.tokens_for(request.upstream, plan.operation, plan.model, plan.scopes)
+        extent = (request.upstream, plan.operation, plan.model, plan.scopes)
+        purges = self._purges.tokens_for(*extent)
         common = common_digest(self._secret, (*purges, origin, plan.operation.encode(), *plan.identity))
         body = request.body or b""
         keys = await self._heavy(len(body), item_keys, self._secret, common, plan.items)
         owner = self._callers.owner(request, plan.credential)
         return Planned(
-            route, plan, keys, owner, self.scopes(request, plan.scopes), purges, _size(plan, body, len(keys))
+            route, plan, keys, owner, self.scopes(request, plan.scopes), purges, extent, _size(plan, body, len(keys))
         )
 
     def is_current(self, planned: Planned) -> bool:
         """Whether no purge has come since *planned* was keyed."""
-        plan = planned.plan
-        return planned.purges == self._purges.tokens_for(
-            planned.route.upstream, plan.operation, plan.model, plan.scopes
-        )
+        return planned.purges == self._purges.tokens_for(*planned.extent)
 
     def scopes(self, request: Request, names: "tuple[ScopeName, ...]") -> tuple[bytes, ...]:
         """What the answer to *request* hangs on, or what it makes stale, as Redis may see it."""

@@ -33,6 +33,8 @@ class MemoryTier:
 
     def all_of(self, keys: Iterable[bytes]) -> list[Entry] | None:
         """The entries under *keys*, in order, if all are held."""
+        if not self._max_bytes:
+            return None
         try:
             return [self._entries[key][0] for key in keys]
         except KeyError:

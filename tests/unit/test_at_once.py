@@ -75,7 +75,7 @@ class Rig:
         adapter: Any = None
         plan: Any = Plan()
         route = Route(adapter, "dashscope", "embedding", None, wishes, None, is_kept=True)
-        return Planned(route, plan, KEYS, b"owner", scopes, (), 0)
+        return Planned(route, plan, KEYS, b"owner", scopes, (), ("dashscope", "embedding", "m", ()), 0)
 
     def answer(self, planned: Planned) -> tuple[Any, Outcome]:
         outcome = Outcome()
