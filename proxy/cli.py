@@ -13,7 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
@@ -70,6 +71,8 @@ def run() -> None:
 @main.command(hidden=True)
 def worker() -> None:
     """One worker process; only `run` starts it."""
+    # structlog loads it, where it is installed, for tracebacks, which are never logged: 3 MiB in each worker.
+    sys.modules.setdefault("rich", cast(ModuleType, None))
     from proxy.ops.processes.worker import main as run_worker  # noqa: PLC0415
 
     sys.exit(run_worker())

@@ -186,6 +186,8 @@ class Front:
             return False, None
         if isinstance(came, Found):
             return False, came
+        if self.is_draining:  # since it was asked: the answer has to say that it is the last
+            return False, None
         self._write_at_once(came, bytes_in, outcome, transport)
         return True, None
 

@@ -17,8 +17,11 @@ METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTROL_VARIABLE = "DASHCACHE_INTERNAL_CONTROL_FD"
 """The number of a worker's end of its channel."""
 
-SPARING = {"OPENBLAS_NUM_THREADS": "1"}
-"""What a worker starts with unless the operator says otherwise: no threads for linear algebra, as there is none."""
+SPARING = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+"""
+What a worker starts with unless the operator says otherwise: no threads for linear algebra, as there is none, and one
+heap, as nearly everything is allocated by one thread.
+"""
 
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec a child may not wait for the loader's lock.

@@ -374,6 +374,21 @@ def test_a_request_under_way_to_redis_when_the_port_is_shut_down_is_answered() -
     scene(play)
 
 
+def test_when_a_drain_begins_while_redis_is_asked_the_answer_says_that_it_is_the_last() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        port.flow.far_s = FAR_S
+        wire.receive(ONE)
+        await asyncio.sleep(FAR_S / 2)
+        port.front.is_draining = True
+        await settled()
+        assert wire.sent.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in wire.sent
+        assert wire.is_lost
+
+    scene(play)
+
+
 def test_what_redis_lacks_too_goes_the_long_way_with_what_was_found() -> None:
     async def play(port: MemoryPort) -> None:
         wire, _ = await warm(port)
