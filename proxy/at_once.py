@@ -39,7 +39,7 @@ class AtOnce:
         self.planner = planner
         self.tiers = tiers
         self.memory = tiers.memory
-        self.callers = callers
+        self.mark = callers.mark
         self.modes = modes
         self.clock = clock
         self._request_id = request_id
@@ -101,7 +101,7 @@ class AtOnce:
         for entry in entries:
             if not accept(entry, now_unix_ms):
                 return False
-        if self.callers.mark(planned.owner, standing, has_entries=True) is not None:
+        if self.mark(planned.owner, standing, has_entries=True) is not None:
             return False
         outcome.state = CacheState.HIT
         outcome.items = len(entries)
@@ -139,7 +139,7 @@ class _Again:
 
     def holds(self) -> bool:
         """Whether nothing speaks against it but the time."""
-        return self._is_on() and self.at_once.callers.mark(self.planned.owner, None, has_entries=True) is None
+        return self._is_on() and self.at_once.mark(self.planned.owner, None, has_entries=True) is None
 
     def same_until_unix_s(self) -> float:
         """When its lines or its entries will be others."""

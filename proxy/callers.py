@@ -33,6 +33,7 @@ class Callers:
         self._credential_of = credential_of
         self._leases = leases
         self._standings = standings
+        self.mark = standings.mark
 
     def owner(self, request: Request, credential: bytes) -> bytes:
         """Whose answer it is."""
@@ -45,10 +46,6 @@ class Callers:
     def is_known(self, owner: bytes) -> bool:
         """Whether the upstream has accepted *owner* lately."""
         return self._leases.has(owner)
-
-    def mark(self, owner: bytes, shared: bytes | None, *, has_entries: bool) -> bytes | None:
-        """See ``Standings.mark``."""
-        return self._standings.mark(owner, shared, has_entries=has_entries)
 
     def served(self, owner: bytes) -> None:
         """The upstream has just done what *owner* asked for, perhaps for another request that this one waited for."""

@@ -112,10 +112,13 @@ class Connection(RequestHandler):
             self._parse_apart(held, data)
             return
         request = held + data if held else data
+        if self.transport is not None and self._front.give_ready((lane, request), self.transport):
+            self._was_asked()
+            return
         known = lane.find(request)
         if known is None and not held and lane.is_head(data):
             self._hold(data)
-        elif known is not None and (self._answer_at_once(known) or self._look_up(known, request)):
+        elif known is not None and (self._answer_at_once(known, (lane, request)) or self._look_up(known, request)):
             return
         elif held:
             self._parse_apart(held, data)
@@ -221,9 +224,8 @@ class Connection(RequestHandler):
             and not (self._close or self._force_close or self._paused or self._front.is_draining)
         )
 
-    def _answer_at_once(self, known: tuple[Again, int]) -> bool:
-        transport = self.transport
-        if transport is None or not self._front.answer_at_once(*known, transport):
+    def _answer_at_once(self, known: tuple[Again, int], request: tuple[Lane, bytes] | None = None) -> bool:
+        if self.transport is None or not self._front.answer_at_once(*known, self.transport, request):
             return False
         self._was_asked()
         return True

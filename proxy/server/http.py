@@ -155,10 +155,26 @@ class Front:
         """See ``AtOnce.recall``."""
         return self._at_once.recall(head, body)
 
-    def answer_at_once(self, again: Again, bytes_in: int, transport: asyncio.WriteTransport) -> bool:
-        """Whether *again* has answered a request with so many bytes of body, as ``handle`` would have."""
+    def give_ready(self, request: object, transport: asyncio.WriteTransport) -> bool:
+        """Whether an answer to exactly this *request* was ready, and is given."""
+        try:
+            return self._ready.give(request, transport)
+        except Exception as error:  # noqa: BLE001  as below
+            self._observer.background_failed(error)
+            return False
+
+    def answer_at_once(
+        self, again: Again, bytes_in: int, transport: asyncio.WriteTransport, request: object = None
+    ) -> bool:
+        """
+        Whether *again* has answered a request with so many bytes of body, as ``handle`` would have.
+
+        *request* is all that makes it what it is, if it may come again.
+        """
         try:
             if self._ready.give(again, transport):
+                if request is not None:
+                    self._ready.know(request, again)
                 return True
             outcome = Outcome(started_s=self._clock.monotonic())
             answer = again(outcome)

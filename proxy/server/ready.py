@@ -19,6 +19,7 @@ _WINDOW_S = 0.2
 _SINGLY = 50
 """Answers in a window that are made one by one; below that rate nothing is gained."""
 _MAX_BYTES = 8 << 20
+_MAX_KEYS = 4_096
 _IDS = 2
 """An answer of ours says its id twice: in a header line and in its body."""
 
@@ -32,35 +33,48 @@ class RepeatsObserver(Protocol):
 
 @dataclass(slots=True)
 class _Kept:
+    again: Again
     pieces: list[bytes]
     until_unix_s: float
     repeats: Repeats
 
 
 class Ready:
-    """One per worker; what it keeps is bounded in bytes, and gone after a moment."""
+    """
+    One per worker; what it keeps is bounded in bytes, and gone after a moment.
+
+    An answer is found by what answers again, and then also by the port and the bytes of a request that it answers.
+    """
 
     def __init__(self, observer: RepeatsObserver, request_id: Callable[[], str], clock: Clock) -> None:
         self._observer = observer
         self._request_id = request_id
         self._clock = clock
-        self._kept: dict[Again, _Kept] = {}
+        self._kept: dict[object, _Kept] = {}
+        self._all: list[_Kept] = []
         self._bytes = 0
         self._given = 0
         self._window: asyncio.TimerHandle | None = None
 
-    def give(self, again: Again, transport: asyncio.WriteTransport) -> bool:
-        """Whether an answer was ready, and is given."""
-        kept = self._kept.get(again)
+    def give(self, asked: object, transport: asyncio.WriteTransport) -> bool:
+        """Whether an answer was ready for *asked*, an Again or what was ``known``, and is given."""
+        kept = self._kept.get(asked)
         if kept is None:
             return False
         started_s = self._clock.monotonic()
-        if self._clock.wall() >= kept.until_unix_s or not again.holds():
-            self._tell(self._kept.pop(again))
+        if self._clock.wall() >= kept.until_unix_s or not kept.again.holds():
+            kept.until_unix_s = 0.0  # for whoever finds it otherwise
+            del self._kept[asked]
             return False
         transport.write(self._request_id().encode("ascii").join(kept.pieces))
         kept.repeats.add((self._clock.monotonic() - started_s) * 1000)
         return True
+
+    def know(self, request: object, again: Again) -> None:
+        """*request*, which is all that makes it what it is, is answered by *again*."""
+        kept = self._kept.get(again)
+        if kept is not None and len(self._kept) < _MAX_KEYS:
+            self._kept[request] = kept
 
     def keep(self, again: Again, data: bytes, outcome: Outcome) -> None:
         """*data*, head and body, was just given as *again*'s answer, and *outcome* tells of it."""
@@ -73,7 +87,8 @@ class Ready:
         until_unix_s = again.same_until_unix_s()
         if len(pieces) == _IDS + 1 and until_unix_s > self._clock.wall():
             self._bytes += len(data)
-            self._kept[again] = _Kept(pieces, until_unix_s, Repeats(outcome))
+            kept = self._kept[again] = _Kept(again, pieces, until_unix_s, Repeats(outcome))
+            self._all.append(kept)
 
     def tell_all(self) -> None:
         """Let go of everything, and tell of what was given."""
@@ -81,10 +96,7 @@ class Ready:
             self._window.cancel()
             self._window = None
         self._given = self._bytes = 0
-        kept, self._kept = self._kept, {}
-        for each in kept.values():
-            self._tell(each)
-
-    def _tell(self, kept: _Kept) -> None:
-        if kept.repeats.times:
-            self._observer.observe_repeats(kept.repeats)
+        given, self._all, self._kept = self._all, [], {}
+        for kept in given:
+            if kept.repeats.times:
+                self._observer.observe_repeats(kept.repeats)

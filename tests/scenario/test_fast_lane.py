@@ -354,6 +354,21 @@ async def test_without_redis_a_known_request_is_sent_on_and_then_answered_as_bef
         assert all(line["redis_ms"] <= line["total_ms"] for line in asked)
 
 
+async def test_the_same_bytes_at_another_port_are_another_request_however_often_they_come(tmp_path: Path) -> None:
+    async with RawUpstream(telling(name="one")) as one, RawUpstream(telling(name="other")) as other:
+        file = tmp_path / "upstreams.toml"
+        own = f'[[upstreams]]\nname = "other"\nurl = "{other.url}"\nlisten = "127.0.0.1:0"'
+        file.write_text(f'dashscope_url = "{one.url}"\n{own}')
+        async with ProxyProcess(env={"DASHCACHE_CONFIG": str(file), "DASHCACHE_LOG_HITS_SINGLY": "0"}) as proxy:
+            own_port = int(proxy.wait_log(event="ready")["http"][1].rpartition(":")[2])
+            async with await RawClient.connect(proxy.http_port) as first, await RawClient.connect(own_port) as second:
+                data, asked = known("at two ports"), (NATIVE, bearer("sk-lane"), native("at two ports"))
+                for _ in range(400):
+                    for client, name in ((first, "one"), (second, "other"), (second, "other"), (first, "one")):
+                        assert heard(await ask(client, data)) == told(*asked, by=name)
+        assert [len(upstream.requests) for upstream in (one, other)] == [1, 1]
+
+
 async def test_over_tls_known_requests_are_answered_alike(tmp_path: Path) -> None:
     certificate, key = made_certificate(tmp_path)
     env = {"DASHCACHE_TLS_CERTIFICATE": str(certificate), "DASHCACHE_TLS_KEY": str(key)}

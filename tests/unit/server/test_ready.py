@@ -60,9 +60,9 @@ class Rig:
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
-    def give(self, again: Again) -> bool:
+    def give(self, asked: Again | bytes) -> bool:
         transport: Any = self
-        return self.ready.give(again, transport)
+        return self.ready.give(asked, transport)
 
     def keep(self, again: Again, data: bytes = DATA, times: int = SINGLY + 1) -> None:
         for _ in range(times):
@@ -165,9 +165,39 @@ async def test_what_was_dropped_in_the_middle_is_told_of_too(rig: Rig) -> None:
     assert rig.give(again)
     again.is_on = False
     assert not rig.give(again)
-    assert [each.times for each in rig.told] == [1]
     rig.ready.tell_all()
     assert [each.times for each in rig.told] == [1]
+
+
+async def test_an_answer_is_found_by_the_bytes_that_it_answers_too(rig: Rig) -> None:
+    again, other = Again(rig.clock), Again(rig.clock)
+    rig.ready.know(b"too early", again)
+    rig.keep(again)
+    rig.keep(other)
+    rig.ready.know(b"one", again)
+    rig.ready.know(b"two", again)
+    rig.ready.know(b"of other", other)
+    assert [rig.give(key) for key in (b"one", b"two", again, b"of other", b"too early", b"")] == [
+        *[True] * 4,
+        *[False] * 2,
+    ]
+    again.is_on = False
+    assert not rig.give(b"two")
+    again.is_on = True
+    assert not rig.give(b"one"), "what was dropped does not come back by another name"
+    assert not rig.give(again)
+    assert rig.give(b"of other")
+    rig.ready.tell_all()
+    assert not rig.give(b"of other")
+    assert [each.times for each in rig.told] == [3, 2]
+
+
+async def test_no_more_requests_are_known_than_there_is_room_for(rig: Rig) -> None:
+    again = Again(rig.clock)
+    rig.keep(again)
+    for number in range(5_000):
+        rig.ready.know(b"%d" % number, again)
+    assert sum(rig.give(b"%d" % number) for number in range(5_000)) == 4_095
 
 
 def test_repeats_keep_slow_ones_apart() -> None:
