@@ -6,6 +6,7 @@ Answers out of memory, made without waiting for anybody: what ``flow`` tries fir
 Redis, once; whatever takes more is ``flow``'s.
 """
 
+import weakref
 from collections.abc import Callable, Collection, Sequence
 
 from proxy.cache.tiers import Tiers
@@ -73,9 +74,11 @@ class AtOnce:
 
     def again(self, planned: Planned) -> Again | None:
         """What may answer next time what was answered from the tiers this time; one for each *planned*."""
-        if planned.again is None and not planned.scopes:
-            planned.again = _Again(self, planned)
-        return planned.again
+        again = planned.again() if planned.again is not None else None
+        if again is None and not planned.scopes:
+            again = _Again(self, planned)
+            planned.again = weakref.ref(again)
+        return again
 
     def recall(self, head: Head, body: bytes) -> Again | None:
         """What may answer a request with this *head* and *body*, if its plan is remembered."""
@@ -113,7 +116,7 @@ class AtOnce:
 class _Again:
     """See ``core.answer.Again``."""
 
-    __slots__ = ("at_once", "planned")
+    __slots__ = ("__weakref__", "at_once", "planned")
 
     def __init__(self, at_once: AtOnce, planned: Planned) -> None:
         self.at_once = at_once
@@ -132,10 +135,11 @@ class _Again:
         parts = self.at_once
         return self._is_on() and parts.tiers.has_redis and parts.memory.all_of(self.planned.keys) is None
 
-    async def look_up(self, outcome: Outcome) -> Answer | Found:
+    async def look_up(self, outcome: Outcome) -> Answer | Found | None:
         """The same with what Redis holds."""
         outcome.upstream, outcome.operation = self.planned.route.upstream, self.planned.route.operation
-        return await self.at_once.look_up(self.planned, outcome)
+        came = await self.at_once.look_up(self.planned, outcome)
+        return came if self._is_on() else None
 
     def holds(self) -> bool:
         """Whether nothing speaks against it but the time."""

@@ -5,6 +5,7 @@ Equal bytes mean the same as long as the worker lives; of what may change meanwh
 was keyed, and is keyed anew under others. Nothing here looks into a tier or asks anybody.
 """
 
+import weakref
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -58,8 +59,8 @@ class Planned:
     """What purges go by: upstream, operation, model, scopes."""
     size: int
     """Bytes that it takes, about."""
-    again: Again | None = None
-    """What answers it out of memory, once there was something to answer."""
+    again: "weakref.ref[Again] | None" = None
+    """What answers it out of memory, while somebody holds that: it holds this plan."""
 
 
 class Planner:

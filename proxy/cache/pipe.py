@@ -151,9 +151,10 @@ class Pipe(asyncio.Protocol):
 
     def _end(self, error: Exception, *, is_for_all: bool = False) -> None:
         """
-        Close, and fail what is under way: the oldest command with *error*, and so the others if it *is for all*.
+        Close, and fail what is under way: the oldest command with *error*, and if it *is for all* every read so.
 
-        They say nothing else: that one connection broke under many commands is one fact about Redis.
+        The others say nothing more: that one connection broke under many commands, or that one store was slow before
+        many, is one fact about Redis.
         """
         if self.is_open:
             self.is_open = False
@@ -162,7 +163,10 @@ class Pipe(asyncio.Protocol):
             self._watch.cancel()
             self._watch = None
         row = enumerate(self._pending)
-        ends = [(asked, mark, error if is_for_all or not at else Neutral()) for at, (asked, _, _, mark) in row]
+        ends = [
+            (asked, mark, error if not at or (is_for_all and command.vouches) else Neutral())
+            for at, (asked, command, _, mark) in row
+        ]
         self._pending.clear()
         for asked, _, end in ends:  # first, so that nobody waits for ever whatever is thought of it
             if not asked.done():

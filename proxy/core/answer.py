@@ -65,8 +65,12 @@ class Again(Protocol):
     def lacks_entries(self) -> bool:
         """Whether it gave no answer for want of entries, and Redis could have them."""
 
-    async def look_up(self, outcome: Outcome) -> "Answer | Found":
-        """The same with what Redis holds; or, where that is no answer, all that was found."""
+    async def look_up(self, outcome: Outcome) -> "Answer | Found | None":
+        """
+        The same with what Redis holds; or, where that is no answer, all that was found.
+
+        ``None``: something was switched or purged meanwhile, and it has to be looked up anew.
+        """
 
     def holds(self) -> bool:
         """Whether it would answer now, as far as that is not a matter of time."""

@@ -243,12 +243,14 @@ class Connection(RequestHandler):
         self._held = request
         self._holding = self._loop.create_task(self._answer_soon(known, self.transport))
         self._was_asked()
+        self._next_keepalive_close_time += _LONGEST_LOOK_S  # aiohttp takes the connection for idle
         return True
 
     async def _answer_soon(self, known: tuple[Again, int], transport: asyncio.WriteTransport) -> None:
         """In a task that is cancelled when what is held goes to somebody else."""
         is_answered, found = await self._front.answer_soon(*known, transport)
         held, self._held, self._holding = self._held, b"", None
+        self._was_asked()
         if is_answered:
             return
         self._parse(held)
@@ -317,6 +319,9 @@ class _ParserRefusal(web.StreamResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to do."""
 
+
+_LONGEST_LOOK_S = 60.0
+"""No Redis is waited for as long, whatever the settings and however busy the loop."""
 
 _TOO_MANY = "Too many headers"
 """How aiohttp's parser, which has no class for it, complains of more lines than are allowed."""

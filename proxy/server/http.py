@@ -197,14 +197,23 @@ class Front:
         outcome = Outcome(started_s=self._clock.monotonic())
         try:
             came = await again.look_up(outcome)
+        except asyncio.CancelledError:
+            if transport.is_closing():  # nobody else tells of it
+                outcome.state, outcome.client_gone = CacheState.BYPASS, True
+                self._finished(outcome, bytes_in, 0)
+            raise
         except Exception as error:  # noqa: BLE001  as above
             self._observer.background_failed(error)
             return False, None
         if isinstance(came, Found):
             return False, came
-        if self.is_draining:  # since it was asked: the answer has to say that it is the last
+        if came is None or self.is_draining:  # since it was asked: the answer has to say that it is the last
             return False, None
-        self._write_at_once(came, bytes_in, outcome, transport)
+        try:
+            self._write_at_once(came, bytes_in, outcome, transport)
+        except Exception as error:  # noqa: BLE001  nobody knows what the client has got
+            self._observer.background_failed(error)
+            transport.abort()
         return True, None
 
     def _write_at_once(
@@ -215,11 +224,13 @@ class Front:
         head, content = whole(answer, self._own_lines(outcome))
         data = head + content
         transport.write(data)
-        outcome.bytes_out = len(content)
-        outcome.bytes_in = bytes_in
+        self._finished(outcome, bytes_in, len(content))
+        return data
+
+    def _finished(self, outcome: Outcome, bytes_in: int, bytes_out: int) -> None:
+        outcome.bytes_in, outcome.bytes_out = bytes_in, bytes_out
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
-        return data
 
     def tell_all(self) -> None:
         """Tell the observer of what it was not told yet."""

@@ -19,7 +19,7 @@ HOW: list[tuple[Protocol, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("operation", ["query_doc", "upsert_doc", "list_collections"])
+@pytest.mark.parametrize("operation", ["query_doc", "upsert_doc", "describe_collection"])
 @pytest.mark.parametrize(("protocol", "settings"), HOW, ids=str)
 async def test_s17_a_refused_token_gets_no_hits(
     pair: Rig, protocol: Protocol, settings: dict[str, Any], operation: str

@@ -1,5 +1,8 @@
 """Answers out of memory: what may be in them, what speaks against another one, and until when it would be the same."""
 
+import asyncio
+import gc
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +10,9 @@ import pytest
 
 from proxy.at_once import AtOnce
 from proxy.cache.memory import MemoryTier
+from proxy.core.answer import Answer
 from proxy.core.entry import Entry, Row
+from proxy.core.found import Found
 from proxy.core.freshness import NONE, Directives
 from proxy.core.heavy import LARGE_BYTES
 from proxy.core.modes import Mode
@@ -209,3 +214,79 @@ def test_what_has_gone_from_memory_is_not_the_same_any_more() -> None:
     again = rig.answer(rig.planned())[0].again
     rig.memory.clear()
     assert again.same_until_unix_s() == 0.0
+
+
+def test_a_plan_that_is_forgotten_is_gone_at_once() -> None:
+    """Not when the collector of cycles comes: what planners and lanes hold is bounded in bytes."""
+    rig = Rig()
+    rig.hold()
+    planned = rig.planned()
+    again = rig.answer(planned)[0].again
+    assert rig.at_once.again(planned) is again
+    forgotten = weakref.ref(again)
+    gc.disable()
+    try:
+        del planned, again
+        assert forgotten() is None
+    finally:
+        gc.enable()
+
+
+class Slow(Rig):
+    """With a Redis that answers when it is told to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.has_redis, self.gate, self.asked_for = True, asyncio.Event(), 0
+
+    async def read(self, keys: tuple[bytes, ...], owner: bytes) -> Found:
+        assert (keys, owner) == (KEYS, b"owner")
+        self.asked_for += 1
+        await self.gate.wait()
+        now_unix_ms, row = int(self.clock.wall() * 1000), Row(b"", b"", b"[1]", (("total_tokens", 3),), "vendor")
+        entries = {key: Entry(row, now_unix_ms - 2_000, 100_000) for key in KEYS}
+        return Found(entries=entries, from_memory={KEYS[0]}, redis_s=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, Answer),
+        ({"mode_now": Mode.BYPASS}, type(None)),
+        ({"current": False}, type(None)),
+        ({"refusal": b"mark"}, Found),
+    ],
+)
+async def test_what_changes_while_redis_is_asked_counts(change: dict[str, Any], kind: type) -> None:
+    rig = Slow()
+    again = rig.at_once.again(rig.planned())
+    assert again is not None
+    assert again.lacks_entries()
+    outcome = Outcome()
+    asking = asyncio.ensure_future(again.look_up(outcome))
+    await asyncio.sleep(0)
+    for name, value in change.items():
+        setattr(rig, name, value)
+    rig.gate.set()
+    came = await asking
+    assert type(came) is kind
+    assert rig.asked_for == 1
+    if isinstance(came, Answer):
+        assert came.body == b"ours|[1]|[1]"
+        assert (outcome.state, outcome.items, outcome.hits_memory, outcome.hits_redis) == (CacheState.HIT, 2, 1, 1)
+        assert (outcome.age_s, outcome.redis_ms, outcome.tokens_saved) == (2, 500.0, 6)
+
+
+def test_redis_is_asked_only_where_that_may_help() -> None:
+    rig = Slow()
+    planned = rig.planned()
+    again = rig.at_once.again(planned)
+    assert again is not None
+    assert again.lacks_entries()
+    for name, value, kept in (("has_redis", False, True), ("mode_now", Mode.SHADOW, Mode.ON), ("current", False, True)):
+        setattr(rig, name, value)
+        assert not again.lacks_entries()
+        setattr(rig, name, kept)
+    rig.hold()
+    assert not again.lacks_entries(), "memory has all"
+    assert rig.at_once.again(rig.planned(scopes=(b"scope",))) is None

@@ -356,6 +356,16 @@ async def test_silence_fails_all_that_is_under_way_within_the_deadline():
         assert not line.pipe.is_open
 
 
+async def test_a_store_that_is_late_is_one_failure_however_much_stands_behind_it():
+    async with Line(0.05) as line:
+        stores = [line.pipe.ask(put(b"n", b"v", 5), 7) for _ in range(25)]
+        claim = line.pipe.ask(script("x", [], []), 7)
+        read = line.ask()
+        await asyncio.wait([*stores, claim, read])
+        assert line.errors == [TimeoutError, *[Neutral] * 25, TimeoutError], "who reads has waited in vain, too"
+        assert not line.pipe.is_open
+
+
 async def test_silence_is_found_though_everybody_has_left():
     async with Line(0.02) as line:
         for _ in range(5):

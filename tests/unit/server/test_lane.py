@@ -354,6 +354,39 @@ def test_who_leaves_while_redis_is_asked_leaves_nothing() -> None:
         assert wire.is_lost
         assert not wire.sent
         assert port.soon == port.front.running == port.clients.count == 0
+        told = port.observed.outcomes[1:]
+        assert [(each.client_gone, each.bytes_in, each.status) for each in told] == [(True, 7, 0)]
+
+    scene(play)
+
+
+def test_an_answer_that_cannot_be_written_is_told_and_ends_the_connection() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, _ = await warm(port)
+        port.flow.far_s = FAR_S
+
+        def write(data: bytes) -> None:
+            raise RuntimeError
+
+        wire.receive(ONE)
+        wire.write = write  # type: ignore[method-assign]
+        await settled()
+        assert [type(fault) for fault in port.observed.faults] == [RuntimeError]
+        assert wire.is_lost
+
+    scene(play)
+
+
+def test_a_look_up_may_take_longer_than_a_connection_may_be_idle() -> None:
+    async def play(port: MemoryPort) -> None:
+        wire, (answer,) = await warm(port)
+        port.flow.far_s = KEEPALIVE_S + 5
+        wire.receive(ONE)
+        await asyncio.sleep(KEEPALIVE_S + 10)
+        assert plain(wire.sent) == answer
+        port.flow.far_s = FAR_S
+        await asyncio.sleep(KEEPALIVE_S * 2 + 70)
+        assert wire.is_lost
 
     scene(play)
 
