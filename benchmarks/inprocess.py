@@ -1,6 +1,7 @@
 """One worker inside the benchmark's own process, on a real socket, so that its clock can be moved by hand."""
 
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from proxy.settings import Settings
 
 class AlwaysOn:
     """A mode source that nobody switches."""
+
+    version = 0
+    same_until_unix_s = math.inf
 
     def mode(self, upstream: str, operation: str) -> Mode:  # noqa: ARG002  the same for all
         return Mode.ON

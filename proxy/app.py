@@ -26,7 +26,6 @@ from proxy.core.heavy import Heavy
 from proxy.core.key import Secret
 from proxy.core.listening import Port
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource
-from proxy.core.purges import NO_MARKS
 from proxy.core.tasks import Tasks
 from proxy.data_ports import open_all
 from proxy.fetch import Fetcher
@@ -34,6 +33,7 @@ from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
+from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
@@ -122,7 +122,7 @@ async def built(
     modes: ModeSource,
     observer: parts.Observing,
     *,
-    purges: PurgeSource = NO_MARKS,
+    purges: PurgeSource | None = None,
     ports: Sequence[Port] = (),
     journal: Journal | None = None,
     workers: int = 1,
@@ -130,6 +130,7 @@ async def built(
 ) -> AsyncIterator[Worker]:
     """A worker's parts, wired; closed at the end."""
     tasks = Tasks(observer.background_failed)
+    purges = purges or LivePurges()
     journal = journal or Journal(None)
     guard = parts.guard(settings, tasks, observer, clock)
     redis = parts.redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None
@@ -166,12 +167,13 @@ async def built(
     }
     over_grpc = parts.grpc_transports(settings, upstreams, ports, slots)
     routes = parts.adapters(settings, upstreams)
+    standings = Standings(redis, tasks, longest_ms=parts.longest_ms(settings), monotonic=clock.monotonic)
     callers = Callers(
         secret=keys,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
         credential_of=routes.credential,
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
-        standings=Standings(redis, tasks, longest_ms=parts.longest_ms(settings), monotonic=clock.monotonic),
+        standings=standings,
     )
     ways = Upstreams(lambda request: parts.way(request, over_http, over_grpc), callers, clock)
     negatives = Negatives(parts.negative_lifetimes_s(settings), clock.monotonic)
@@ -249,7 +251,7 @@ async def built(
     front = Front(
         flow=flow,
         at_once=at_once,
-        ready=Ready(observer, request_id, clock),
+        ready=Ready(observer, request_id, clock, lambda: modes.version + purges.version + standings.version),
         bridge=bridge,
         observer=observer,
         error_body=error_body,

@@ -141,10 +141,6 @@ class _Again:
         came = await self.at_once.look_up(self.planned, outcome)
         return came if self._is_on() else None
 
-    def holds(self) -> bool:
-        """Whether nothing speaks against it but the time."""
-        return self._is_on() and self.at_once.mark(self.planned.owner, None, has_entries=True) is None
-
     def same_until_unix_s(self) -> float:
         """When its lines or its entries will be others."""
         entries = self.at_once.memory.all_of(self.planned.keys)
@@ -155,7 +151,11 @@ class _Again:
         left_ms = min([entry.ttl_ms - age_ms for entry, age_ms in zip(entries, ages_ms, strict=True)])
         # Date, Age and ttl count whole seconds, each from a moment of its own.
         same_ms = min(1000 - now_unix_ms % 1000, 1000 - max(ages_ms) % 1000, left_ms % 1000)
-        return min((now_unix_ms + same_ms) / 1000, self.at_once.memory.left_s(self.planned.keys) + now_unix_ms / 1000)
+        return min(
+            (now_unix_ms + same_ms) / 1000,
+            self.at_once.memory.left_s(self.planned.keys) + now_unix_ms / 1000,
+            self.at_once.modes.same_until_unix_s,
+        )
 
     def _is_on(self) -> bool:
         route, parts = self.planned.route, self.at_once

@@ -37,6 +37,8 @@ class Standings:
         # Those that were accepted or given hits here, each with its mark if it was refused since.
         self._known: LRUCache[bytes, bytes | None] = LRUCache(_MAX_KNOWN)
         self._vouched: TTLCache[bytes, bool] = TTLCache(_MAX_KNOWN, _VOUCH_EVERY_S, monotonic)
+        self.version = 0
+        """Another number whenever there is one more mark."""
 
     def mark(self, owner: bytes, shared: bytes | None, *, has_entries: bool) -> bytes | None:
         """
@@ -53,6 +55,7 @@ class Standings:
         # Anybody could have written there: what can be no mark of ours is none.
         if mark is None and shared is not None and len(shared) == _MARK_BYTES:
             mark = self._known[owner] = shared
+            self.version += 1
         return mark
 
     async def refused(self, owner: bytes) -> None:
@@ -65,6 +68,7 @@ class Standings:
         mark, is_known = secrets.token_bytes(_MARK_BYTES), owner in self._known
         if is_known:
             self._known[owner] = mark
+            self.version += 1
         if self._redis is not None:
             await self._redis.refuse(owner, mark, self._life_ms, is_known=is_known)
 

@@ -72,11 +72,12 @@ class Again(Protocol):
         ``None``: something was switched or purged meanwhile, and it has to be looked up anew.
         """
 
-    def holds(self) -> bool:
-        """Whether it would answer now, as far as that is not a matter of time."""
-
     def same_until_unix_s(self) -> float:
-        """Until when its answers differ in nothing but their ids; what has passed if that cannot be said."""
+        """
+        Until when its answers differ in nothing but their ids, unless something is switched, purged or refused.
+
+        What has passed if that cannot be said.
+        """
 
 
 @dataclass(slots=True)

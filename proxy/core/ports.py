@@ -50,12 +50,24 @@ class Transport(Protocol):
 class ModeSource(Protocol):
     """Which mode holds now."""
 
+    @property
+    def version(self) -> int:
+        """Another number after each switch; what ends by itself does so at ``same_until_unix_s``."""
+
+    @property
+    def same_until_unix_s(self) -> float:
+        """When the next switch ends by itself."""
+
     def mode(self, upstream: str, operation: str) -> Mode:
         """The mode of *operation* at *upstream*."""
 
 
 class PurgeSource(Protocol):
     """Which purges a key has to know of."""
+
+    @property
+    def version(self) -> int:
+        """Another number after each purge."""
 
     def tokens_for(self, upstream: str, operation: str, model: str, scopes: Sequence[Scope]) -> tuple[bytes, ...]:
         """Parts of the key of such a request, new ones after each purge that covers it; none without a purge."""

@@ -2,8 +2,9 @@
 Answers that were given a moment ago, ready to be given again where the same ones go out many times a second.
 
 Within a second another answer to the same request differs from the last one in its id alone. So at such rates an answer
-is cut where its id stands, and kept for a moment; whether anything speaks against it (modes, purges, refused
-credentials) is asked each time. Its requests are counted here, and told of when the moment is over.
+is cut where its id stands, and kept for a moment. Whether anything speaks against it (modes, purges, refused
+credentials) is asked anew when any of these has changed. Its requests are counted here, and told of when the moment is
+over.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class RepeatsObserver(Protocol):
 
 @dataclass(slots=True)
 class _Kept:
-    again: Again
+    version: int
     pieces: list[bytes]
     until_unix_s: float
     repeats: Repeats
@@ -43,13 +44,17 @@ class Ready:
     """
     One per worker; what it keeps is bounded in bytes, and gone after a moment.
 
+    It is gone, too, when *version*, the count of all that was switched, purged or refused, has become another.
     An answer is found by what answers again, and then also by the port and the bytes of a request that it answers.
     """
 
-    def __init__(self, observer: RepeatsObserver, request_id: Callable[[], str], clock: Clock) -> None:
+    def __init__(
+        self, observer: RepeatsObserver, request_id: Callable[[], str], clock: Clock, version: Callable[[], int]
+    ) -> None:
         self._observer = observer
         self._request_id = request_id
         self._clock = clock
+        self._version = version
         self._kept: dict[object, _Kept] = {}
         self._all: list[_Kept] = []
         self._bytes = 0
@@ -62,9 +67,9 @@ class Ready:
         if kept is None:
             return False
         started_s = self._clock.monotonic()
-        if self._clock.wall() >= kept.until_unix_s or not kept.again.holds():
-            kept.until_unix_s = 0.0  # for whoever finds it otherwise
+        if self._clock.wall() >= kept.until_unix_s or self._version() != kept.version:
             del self._kept[asked]
+            self._let_go(kept)
             return False
         transport.write(self._request_id().encode("ascii").join(kept.pieces))
         kept.repeats.add((self._clock.monotonic() - started_s) * 1000)
@@ -87,8 +92,13 @@ class Ready:
         until_unix_s = again.same_until_unix_s()
         if len(pieces) == _IDS + 1 and until_unix_s > self._clock.wall():
             self._bytes += len(data)
-            kept = self._kept[again] = _Kept(again, pieces, until_unix_s, Repeats(outcome))
+            kept = self._kept[again] = _Kept(self._version(), pieces, until_unix_s, Repeats(outcome))
             self._all.append(kept)
+
+    def _let_go(self, kept: _Kept) -> None:
+        """It will not be given any more, however it is found; its requests are told of when the moment is over."""
+        self._bytes -= sum(map(len, kept.pieces))
+        kept.pieces, kept.until_unix_s = [], 0.0
 
     def tell_all(self) -> None:
         """Let go of everything, and tell of what was given."""

@@ -48,6 +48,10 @@ class Rig:
     async def client(self) -> RawClient:
         return await RawClient.connect(self.proxy.http_port)
 
+    def asked(self, text: str) -> int:
+        """How often the upstream was asked for *text*."""
+        return sum(request.body == native(text) for request in self.upstream.requests)
+
 
 @contextlib.asynccontextmanager
 async def rig_with(**env: str) -> AsyncIterator[Rig]:
@@ -215,6 +219,41 @@ async def test_s17_a_refused_credential_gets_no_known_answer(rig: Rig) -> None:
         rig.revoked.clear()
         assert state(await ask(client, data)) in ("miss", "bypass")
         assert state(await ask(client, data)) == "hit"
+
+
+async def bypass(rig: Rig, _key: str) -> None:
+    await asyncio.to_thread(rig.proxy.mode, "bypass")
+
+
+async def purge(rig: Rig, _key: str) -> None:
+    await asyncio.to_thread(rig.proxy.admin, "POST", "/v1/purge", {"model": "text-embedding-v4"})
+
+
+async def refuse(rig: Rig, key: str) -> None:
+    rig.revoked.add(key)
+    async with await rig.client() as other:
+        assert (await ask(other, known("beside", key))).status == 401
+
+
+async def test_what_changes_between_two_of_many_quick_answers_counts(rig: Rig) -> None:
+    """A client asks without a pause, so that answers are ready; each change counts once it is said to hold."""
+    async with await rig.client() as client:
+        for change, status in ((bypass, 200), (purge, 200), (refuse, 401)):
+            text, key = f"quick, then {change.__name__}", "sk-quick"
+            data = await warm(client, text, key)
+            for _ in range(200):
+                assert state(await ask(client, data)) == "hit"
+            assert rig.asked(text) == 1
+            try:
+                async with asyncio.TaskGroup() as group:
+                    changing = group.create_task(change(rig, key))
+                    while not changing.done():
+                        await ask(client, data)
+                assert (await ask(client, data)).status == status
+                assert rig.asked(text) > 1, f"{change.__name__}: no request went on"
+            finally:
+                rig.revoked.clear()
+                await asyncio.to_thread(rig.proxy.mode, "on")
 
 
 async def test_a_wish_is_looked_at_each_time(rig: Rig) -> None:

@@ -262,7 +262,7 @@ class MemoryPort:
         self.front = _CountingFront(
             flow=flow,
             at_once=flow,
-            ready=Ready(self.observed, lambda: "", SYSTEM_CLOCK),
+            ready=Ready(self.observed, lambda: "", SYSTEM_CLOCK, lambda: 0),
             bridge=bridge,
             observer=self.observed,
             error_body=lambda path, code, message, request_id: f"{path} {code} {message} {request_id}".encode(),

@@ -30,7 +30,6 @@ from proxy.core.key import Secret
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import Clock
-from proxy.core.purges import NO_MARKS
 from proxy.core.request import GRPC, Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ErrorCode, UpstreamError
@@ -38,6 +37,7 @@ from proxy.fetch import Fetcher
 from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
+from proxy.ops.switches.purges import LivePurges
 from proxy.planner import Planner
 from proxy.server.http import Front
 from proxy.vendors.dashvector_grpc import SERVICE
@@ -209,7 +209,7 @@ class Rig:
             routes=routes,
             callers=callers,
             transport_of=upstreams.transport_of,
-            purges=NO_MARKS,
+            purges=LivePurges(),
             secret=SECRET,
         )
         self.flow = Flow(

@@ -38,7 +38,8 @@ class LiveModes:
         self._unix_s = unix_s
         self._answers: dict[tuple[str, str], Mode] = {}
         self._in_force = self._start
-        self._until_unix_s = _NEVER
+        self.same_until_unix_s = _NEVER
+        self.version = 0
 
     def begin_with(self, start: Start) -> None:
         """From now on the rules of the settings are those of *start*; switches go on."""
@@ -58,7 +59,7 @@ class LiveModes:
     def mode(self, upstream: str, operation: str) -> Mode:
         """The mode for *operation* at *upstream* now."""
         now_unix_s = self._unix_s()
-        if now_unix_s >= self._until_unix_s:
+        if now_unix_s >= self.same_until_unix_s:
             self._refresh(now_unix_s)
         answer = self._answers.get((upstream, operation))
         if answer is None:
@@ -77,8 +78,9 @@ class LiveModes:
         active = self._switched.active(now_unix_s)
         self._in_force = self._start.merged(active)
         ends = [rule.until_unix_s for rule in active if rule.until_unix_s is not None]
-        self._until_unix_s = min(ends, default=_NEVER)
+        self.same_until_unix_s = min(ends, default=_NEVER)
         self._answers = {}
+        self.version += 1
 
 
 def start_modes(start: Start) -> Modes:

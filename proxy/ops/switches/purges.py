@@ -29,10 +29,12 @@ class LivePurges:
 
     def __init__(self, marks: Marks = NO_MARKS) -> None:
         self._marks = marks
+        self.version = 0
 
     def replace(self, marks: Marks) -> None:
         """From now on *marks* hold."""
         self._marks = marks
+        self.version += 1
 
     def tokens_for(self, upstream: str, operation: str, model: str, scopes: Sequence[Scope]) -> tuple[bytes, ...]:
         """See ``core.ports.PurgeSource``."""

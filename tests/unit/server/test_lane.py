@@ -35,9 +35,6 @@ class Again:
     async def look_up(self, outcome: Outcome) -> Found:
         return Found()
 
-    def holds(self) -> bool:
-        return False
-
     def same_until_unix_s(self) -> float:
         return 0.0
 

@@ -25,7 +25,6 @@ class Again:
     """What has answered, and would."""
 
     clock: FakeClock
-    is_on: bool = True
     lasts_s: float = 0.5
 
     def __call__(self, outcome: Outcome) -> Answer | None:
@@ -37,9 +36,6 @@ class Again:
     async def look_up(self, outcome: Outcome) -> Answer | Found:
         raise NotImplementedError
 
-    def holds(self) -> bool:
-        return self.is_on
-
     def same_until_unix_s(self) -> float:
         return self.clock.wall() + self.lasts_s
 
@@ -49,10 +45,12 @@ class Rig:
     clock: FakeClock = field(default_factory=FakeClock)
     told: list[Repeats] = field(default_factory=list)
     written: list[bytes] = field(default_factory=list)
+    version: int = 0
 
     def __post_init__(self) -> None:
         ids = itertools.count(1)
-        self.ready = Ready(self, lambda: f"id-{next(ids)}", Clock(self.clock.monotonic, self.clock.wall))
+        clock = Clock(self.clock.monotonic, self.clock.wall)
+        self.ready = Ready(self, lambda: f"id-{next(ids)}", clock, lambda: self.version)
 
     def observe_repeats(self, repeats: Repeats) -> None:
         self.told.append(repeats)
@@ -92,16 +90,16 @@ async def test_below_the_rate_nothing_is_kept(rig: Rig) -> None:
     assert rig.give(again)
 
 
-async def test_what_speaks_against_it_is_asked_each_time_and_it_does_not_come_back(rig: Rig) -> None:
+async def test_what_was_kept_before_a_change_is_not_given_after_it(rig: Rig) -> None:
     again, other = Again(rig.clock), Again(rig.clock)
     rig.keep(again)
     rig.keep(other)
     assert rig.give(again)
-    again.is_on = False
+    rig.version += 1
     assert not rig.give(again)
-    again.is_on = True
-    assert not rig.give(again)
-    assert rig.give(other)
+    rig.keep(again, times=1)
+    assert rig.give(again)
+    assert not rig.give(other)
     assert len(rig.written) == 2
 
 
@@ -137,6 +135,19 @@ async def test_no_more_is_kept_than_there_is_room_for(rig: Rig) -> None:
     assert sum(rig.give(again) for again in many) == 7  # 8 MiB
 
 
+async def test_what_is_not_given_any_more_leaves_its_room_to_others(rig: Rig) -> None:
+    rig.keep(Again(rig.clock), times=SINGLY)
+    large = DATA + bytes(1 << 20)
+    many = [Again(rig.clock) for _ in range(7)]
+    for _ in range(10):
+        for again in many:
+            rig.keep(again, large, times=1)
+            rig.ready.know(b"%d" % id(again), again)
+        assert all(rig.give(again) and rig.give(b"%d" % id(again)) for again in many)
+        rig.version += 1
+        assert not any(rig.give(again) or rig.give(b"%d" % id(again)) for again in many)
+
+
 async def test_all_are_told_of_and_gone_when_the_moment_is_over(rig: Rig) -> None:
     again = Again(rig.clock)
     rig.keep(again)
@@ -163,7 +174,7 @@ async def test_what_was_dropped_in_the_middle_is_told_of_too(rig: Rig) -> None:
     again = Again(rig.clock)
     rig.keep(again)
     assert rig.give(again)
-    again.is_on = False
+    rig.version += 1
     assert not rig.give(again)
     rig.ready.tell_all()
     assert [each.times for each in rig.told] == [1]
@@ -181,9 +192,9 @@ async def test_an_answer_is_found_by_the_bytes_that_it_answers_too(rig: Rig) -> 
         *[True] * 4,
         *[False] * 2,
     ]
-    again.is_on = False
+    rig.version += 1
     assert not rig.give(b"two")
-    again.is_on = True
+    rig.version -= 1
     assert not rig.give(b"one"), "what was dropped does not come back by another name"
     assert not rig.give(again)
     assert rig.give(b"of other")
