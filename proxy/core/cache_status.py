@@ -50,7 +50,7 @@ def header_lines(outcome: Outcome) -> HeaderLines:
     return _lines(cache_status(outcome), outcome.hits, outcome.items, outcome.age_s, outcome.origins)
 
 
-@lru_cache(4_096)
+@lru_cache(512)
 def _hit_lines(ttl_s: int | None, hits: int, items: int, age_s: int | None, origins: tuple[str, ...]) -> HeaderLines:
     """Those of a plain hit, of which there are many within a second."""
     told = Outcome(state=CacheState.HIT, hits_memory=hits, items=items, ttl_s=ttl_s)
