@@ -23,6 +23,7 @@ _HEADER = struct.Struct("<BBQQBI")
 # A control byte, which no JSON text contains. An envelope can be a protobuf message with any byte: it stands first.
 _SEPARATOR = b"\x1e"
 _MAX_SURROUNDINGS = 1 << 20
+_BESIDE_BYTES = 400
 _FORMS = {form.value: form for form in Form}
 
 # What envelopes and skeletons look like today; compressing against it leaves little more than the request id. It is
@@ -104,6 +105,45 @@ class Codec:
             usage=tuple(orjson.loads(usage).items()),
             origin=origin.decode("ascii"),
         )
+
+
+class Opened:
+    """
+    Opens entries, and those it has opened lately without opening them again; for the event loop alone.
+
+    Equal bytes under an equal key are the same entry, so nothing is taken on trust: the tag was checked for these very
+    bytes, and whatever changes with time (lifetime, generation, who may have it) is the caller's to look at each time.
+    Bounded in bytes, the oldest go first.
+    """
+
+    def __init__(self, codec: Codec, max_bytes: int) -> None:
+        self._codec = codec
+        self._max_bytes = max_bytes
+        self._kept: dict[bytes, tuple[bytes, Entry]] = {}
+        self.bytes = 0
+
+    def open(self, key: bytes, sealed: bytes) -> Entry:
+        """See ``Codec.open``."""
+        known = self._kept.get(key)
+        if known is not None and known[0] == sealed:
+            return known[1]
+        entry = self._codec.open(key, sealed)
+        self._forget(key)
+        self._kept[key] = (sealed, entry)
+        self.bytes += _held(sealed, entry)
+        while self.bytes > self._max_bytes:
+            self._forget(next(iter(self._kept)))
+        return entry
+
+    def _forget(self, key: bytes) -> None:
+        known = self._kept.pop(key, None)
+        if known is not None:
+            self.bytes -= _held(*known)
+
+
+def _held(sealed: bytes, entry: Entry) -> int:
+    """Bytes that both take, about."""
+    return _BESIDE_BYTES + len(sealed) + entry.row.size
 
 
 def _squeeze(text: bytes) -> bytes:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-from proxy.cache.codec import Codec, Rejected
+from proxy.cache.codec import Codec, Opened, Rejected
 from proxy.cache.generations import Generations, Scope
 from proxy.cache.redis_tier import RedisTier, Tokens
 from proxy.core.answer import nothing
@@ -23,6 +23,8 @@ from proxy.core.telemetry import Telemetry
 Result = TypeVar("Result")
 
 _TOLD_AT_ONCE = 100
+_OPENED_BYTES = 4 << 20
+"""What stands for the memory tier: not the word of a moment ago, but the work of opening it."""
 
 
 class NotTold(Exception):  # noqa: N818  a fork in the road, see ``writing``
@@ -47,6 +49,7 @@ class VoidableTier:
     ) -> None:
         self._redis = redis
         self._codec = codec
+        self._opened = Opened(codec, _OPENED_BYTES)
         self._generations = generations
         self._tasks = tasks
         self._telemetry = telemetry
@@ -208,7 +211,7 @@ class VoidableTier:
             if sealed is None:
                 continue
             try:
-                entry = self._codec.open(key, sealed)
+                entry = self._opened.open(key, sealed)
             except Rejected:
                 self._telemetry.entries_rejected(1)
                 continue

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from proxy.cache import codec as codec_module
-from proxy.cache.codec import FORMAT_VERSION, Codec, Rejected
+from proxy.cache.codec import FORMAT_VERSION, Codec, Opened, Rejected
 from proxy.cache.numbers import Form
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret, authentication_tag
@@ -275,3 +275,76 @@ def test_s9_nothing_is_read_before_the_tag_is_checked(monkeypatch):
     monkeypatch.setattr(codec_module, "_expand", never)
     monkeypatch.setattr(codec_module, "unpack", never)
     assert rejects(bytes(sealed))
+
+
+# --- opened a moment ago ----------------------------------------------------------------------------------------------
+
+
+class CountingCodec(Codec):
+    """Counts what it opens."""
+
+    opened = 0
+
+    def open(self, key: bytes, sealed: bytes) -> Entry:
+        self.opened += 1
+        return super().open(key, sealed)
+
+
+def sealed_under(key: bytes, name: bytes = b"a") -> bytes:
+    sealed = CODEC.seal(key, entry(skeleton=name))
+    assert sealed is not None
+    return sealed
+
+
+def test_equal_bytes_under_an_equal_key_are_opened_once():
+    codec = CountingCodec(SECRET, 1 << 20)
+    opened = Opened(codec, 1 << 20)
+    first = opened.open(KEY, sealed_under(KEY))
+    assert opened.open(bytes(bytearray(KEY)), sealed_under(KEY)) is first
+    assert (codec.opened, first) == (1, CODEC.open(KEY, sealed_under(KEY)))
+
+
+def test_other_bytes_under_the_key_are_opened_anew():
+    opened = Opened(CODEC, 1 << 20)
+    for name in (b"a", b"b", b"a"):
+        assert opened.open(KEY, sealed_under(KEY, name)).row.skeleton == name
+
+
+def test_s9_what_was_opened_vouches_for_no_other_bytes_and_no_other_key():
+    opened = Opened(CODEC, 1 << 20)
+    sealed = sealed_under(KEY)
+    opened.open(KEY, sealed)
+    for at in range(len(sealed)):
+        altered = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+        with pytest.raises(Rejected):
+            opened.open(KEY, altered)
+    for other in (sealed[:-1], sealed + b"\0", b""):
+        with pytest.raises(Rejected):
+            opened.open(KEY, other)
+    with pytest.raises(Rejected):
+        opened.open(b"l" * 32, sealed)
+    assert opened.open(KEY, sealed) == CODEC.open(KEY, sealed)
+
+
+def test_what_was_opened_is_bounded_in_bytes_and_the_oldest_go_first():
+    codec = CountingCodec(SECRET, 1 << 20)
+    keys = [b"%032d" % number for number in range(50)]
+    opened = Opened(codec, 20_000)
+    for key in keys:
+        opened.open(key, sealed_under(key))
+        assert 0 < opened.bytes <= 20_000
+    opened.open(keys[-1], sealed_under(keys[-1]))
+    assert codec.opened == 50
+    opened.open(keys[0], sealed_under(keys[0]))
+    assert codec.opened == 51
+    for _ in range(100):  # what is replaced weighs nothing any more
+        opened.open(keys[0], sealed_under(keys[0], b"b"))
+        opened.open(keys[0], sealed_under(keys[0]))
+    opened.open(keys[-1], sealed_under(keys[-1]))
+    assert codec.opened == 51 + 200
+
+
+def test_what_is_larger_than_all_that_may_be_kept_is_opened_and_not_kept():
+    opened = Opened(CODEC, 100)
+    assert opened.open(KEY, sealed_under(KEY)) == opened.open(KEY, sealed_under(KEY))
+    assert opened.bytes == 0
