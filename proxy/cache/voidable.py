@@ -167,15 +167,16 @@ class VoidableTier:
     ) -> bool:
         """Whether Redis could be asked; what it said is in *found*."""
         # No more than these: everything under the endpoint hangs on one of a read's scopes.
-        untold = [scope for scope in scopes if self._generations.is_untold((scope,))]
-        if untold and not await self._void(untold):
-            return False
+        if self._generations.is_untold(scopes):
+            untold = [scope for scope in scopes if self._generations.is_untold((scope,))]
+            if not await self._void(untold):
+                return False
         reply = await redis.read_guarded(keys, scopes, owner)
         if reply is None:
             return False
         values, tokens, is_held, found.standing = reply
         is_held = is_held or self._generations.settles(scopes, self._settle_ms)
-        if any(token is None for token in tokens):
+        if None in tokens:
             made = await redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes])
             if made is None:
                 return False
@@ -184,7 +185,7 @@ class VoidableTier:
             found.is_held = is_held or was_held
             found.tokens = current if not (self._fallen(scopes, current) or found.is_held) else None
             return True
-        current = tuple(token for token in tokens if token is not None)
+        current = tuple([token for token in tokens if token is not None])
         if fallen := self._fallen(scopes, current):
             return await self._void(fallen)  # Redis has been set back: entries of then must not count again
         if is_held:
