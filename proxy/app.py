@@ -226,6 +226,7 @@ async def built(
     at_once = AtOnce(
         planner=planner,
         tiers=tiers,
+        voidable=voidable,
         callers=callers,
         modes=modes,
         request_id=request_id,

@@ -2,14 +2,15 @@
 Answers out of memory, made without waiting for anybody: what ``flow`` tries first, and what repeated requests get.
 
 ``AtOnce.answer`` looks at all that may have changed since the request was planned: lifetimes, refused credentials;
-``_Again``, which stands for a plan that is remembered, also at modes and purges. What it may ask beside memory is
-Redis, once; whatever takes more is ``flow``'s.
+``_Again`` and ``AtOnce.recalled``, which answer by a plan that is remembered, also at modes and purges. What they may
+ask beside memory is Redis, once; whatever takes more is ``flow``'s.
 """
 
 import weakref
 from collections.abc import Callable, Collection, Sequence
 
 from proxy.cache.tiers import Tiers
+from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Again, Answer
 from proxy.core.entry import Entry, Row
@@ -31,6 +32,7 @@ class AtOnce:
         *,
         planner: Planner,
         tiers: Tiers,
+        voidable: VoidableTier,
         callers: Callers,
         modes: ModeSource,
         request_id: Callable[[], str],
@@ -40,6 +42,7 @@ class AtOnce:
         self.planner = planner
         self.tiers = tiers
         self.memory = tiers.memory
+        self._voidable = voidable
         self.mark = callers.mark
         self.modes = modes
         self.clock = clock
@@ -61,7 +64,23 @@ class AtOnce:
 
     async def look_up(self, planned: Planned, outcome: Outcome) -> Answer | Found:
         """The same out of all tiers, if *planned* hangs on no writes; what was found, if that is not enough."""
-        found = await self.tiers.read(planned.keys, planned.owner)
+        return await self._made_of(await self.tiers.read(planned.keys, planned.owner), planned, outcome)
+
+    async def recalled(self, head: Head, body: bytes, outcome: Outcome) -> Answer | Found | None:
+        """
+        The answer to a read with this *head* and *body* that hangs on writes, if its plan is remembered.
+
+        What was found, if that is not enough; ``None``: nothing was, and it has to go the whole way.
+        """
+        planned = self.planner.recall(head, body)
+        if planned is None or not planned.scopes or not self.is_on(planned):
+            return None
+        outcome.operation, outcome.state = planned.route.operation, CacheState.BYPASS  # while nothing is known
+        found = await self._voidable.read(planned.keys, planned.scopes, planned.owner)
+        return await self._made_of(found, planned, outcome) if self.is_on(planned) else None
+
+    async def _made_of(self, found: Found, planned: Planned, outcome: Outcome) -> Answer | Found:
+        """An answer out of what was *found*, or that itself."""
         entries = [found.entries[key] for key in planned.keys if key in found.entries]
         if len(entries) < len(planned.keys) or not self._may_be_given(planned, entries, found.standing, outcome):
             return found
@@ -90,6 +109,12 @@ class AtOnce:
         outcome.request_id = self._request_id()
         outcome.origins = tuple(dict.fromkeys([row.origin for row in rows if row.origin]))
         outcome.tokens_saved += sum([entry.row.total_tokens for entry in from_cache])
+
+    def is_on(self, planned: Planned) -> bool:
+        """Whether nothing was switched or purged since *planned* was keyed, that would forbid to look it up."""
+        route = planned.route
+        is_on = self.modes.mode(route.upstream, route.operation) is Mode.ON
+        return is_on and self.planner.is_current(planned)
 
     def now_unix_ms(self) -> int:
         """The wall clock."""
@@ -158,9 +183,7 @@ class _Again:
         )
 
     def _is_on(self) -> bool:
-        route, parts = self.planned.route, self.at_once
-        is_on = parts.modes.mode(route.upstream, route.operation) is Mode.ON
-        return is_on and parts.planner.is_current(self.planned)
+        return self.at_once.is_on(self.planned)
 
 
 def ours(text: bytes, outcome: Outcome) -> Answer:

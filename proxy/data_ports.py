@@ -122,6 +122,7 @@ async def _listen_grpc(
 
     front = GrpcFront(
         flow=flow,
+        at_once=flow.at_once if settings.memory.fast_lane else None,
         observer=observer,
         error_lines=error_lines,
         max_connections=max_connections,

@@ -63,7 +63,7 @@ class Fetcher:
         self, job: Job, keys: Sequence[bytes], now_unix_ms: int, found: Found | None = None
     ) -> tuple[Found, dict[bytes, Entry]]:
         """What the tiers hold under *keys*, and what of it may be served; one Redis round trip, or what was *found*."""
-        if job.scopes:
+        if found is None and job.scopes:
             found = await self._voidable.read(keys, job.scopes, job.owner)
         elif found is None:
             found = await self._tiers.read(keys, job.owner)

@@ -83,7 +83,7 @@ class Flow:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._planner = planner
-        self._at_once = at_once
+        self.at_once = at_once
         self._upstreams = upstreams
         self._asker = asker
         self._fetcher = fetcher
@@ -131,12 +131,12 @@ class Flow:
             return await self._shadow(
                 _job(request, planned if plain is None else await self._planner.keyed(route, request, plain), outcome)
             )
-        at_once = self._at_once.answer(planned, outcome)
+        at_once = self.at_once.answer(planned, outcome)
         if at_once is not None:
             return at_once
         answer = await self._read(_job(request, planned, outcome), found)
         if outcome.state is CacheState.HIT:
-            answer.again = self._at_once.again(planned)
+            answer.again = self.at_once.again(planned)
         return answer
 
     # --- straight through ---------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class Flow:
     async def _joined(self, job: Job, rows: Mapping[bytes, Row], from_cache: Mapping[bytes, Entry]) -> Answer:
         """An answer of ours in the vendor's form, out of rows old and new."""
         wanted = [rows[key] for key in job.keys]
-        self._at_once.sign(job.outcome, wanted, [from_cache[key] for key in job.keys if key in from_cache])
+        self.at_once.sign(job.outcome, wanted, [from_cache[key] for key in job.keys if key in from_cache])
         size = sum(row.size for row in wanted)
         return ours(await self._heavy(size, job.plan.join, wanted, job.outcome.request_id), job.outcome)
 

@@ -213,7 +213,8 @@ class Memory(Section):
     """How long a row may be served without asking Redis again: the most by which it can outlive what
     other workers and replicas learn: that Redis has lost it, or that the vendor has refused its credential."""
     fast_lane: bool = True
-    """Whether a request that is byte for byte one answered from this tier before is answered without parsing it."""
+    """Whether a request that is byte for byte one answered from this tier before is answered without parsing it, and a
+    gRPC call like one before without planning it."""
 
 
 class Lifetimes(Section):

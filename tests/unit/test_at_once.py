@@ -54,6 +54,7 @@ class Rig:
         self.at_once = AtOnce(
             planner=parts,
             tiers=parts,
+            voidable=parts,
             callers=parts,
             modes=parts,
             request_id=lambda: "ours",

@@ -24,13 +24,15 @@ from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer
 from proxy.core.cache_status import header_lines
+from proxy.core.found import Found
 from proxy.core.grace import Windows
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.key import Secret
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import Clock
-from proxy.core.request import GRPC, Request
+from proxy.core.purges import Mark, Marks
+from proxy.core.request import GRPC, Head, Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ErrorCode, UpstreamError
 from proxy.fetch import Fetcher
@@ -217,6 +219,7 @@ class Rig:
             at_once=AtOnce(
                 planner=planner,
                 tiers=tiers,
+                voidable=self.voidable,
                 callers=callers,
                 modes=self.quiet,
                 request_id=lambda: f"ours-{next(ids)}",
@@ -645,3 +648,122 @@ async def test_probes_of_strangers_do_not_empty_the_cache(method, target, reply)
     rig.upstream.replies = [reply]
     await rig.asked(method, target, b"" if method == GRPC else None, ())
     assert (await rig.query())[1].state is CacheState.HIT
+
+
+# --- plans that are remembered ----------------------------------------------------------------------------------------
+
+
+class Known:
+    """A rig that has kept MESSAGE as the answer to a call, and remembers what the call means."""
+
+    def __init__(self) -> None:
+        self.rig = Rig()
+        self.head = Head(SERVICE + "query_doc", "vectors", ())
+        self.request = Request(GRPC, self.head.target, CALL_LINES, "vectors", b"\x10\x02", head=self.head)
+
+    async def filled(self) -> "Known":
+        self.rig.upstream.replies = [Reply(MESSAGE, headers=(), grpc_status=GrpcStatus())]
+        assert (await self.flow())[1].state is CacheState.MISS
+        self.rig.redis.calls.clear()
+        return self
+
+    async def flow(self, found: Found | None = None) -> tuple[Answer, Outcome]:
+        outcome = Outcome()
+        answer = await self.rig.flow.answer(self.request, Content(b"\x10\x02"), outcome, found)
+        answer.after()
+        await self.rig.settled()
+        return answer, outcome
+
+    async def recalled(self, message: bytes = b"\x10\x02") -> tuple[Answer | Found | None, Outcome]:
+        outcome = Outcome()
+        return await self.rig.flow.at_once.recalled(self.head, message, outcome), outcome
+
+
+async def test_a_plan_that_is_remembered_is_answered_as_the_flow_would():
+    known = await Known().filled()
+    (long, long_outcome), (short, outcome) = await known.flow(), await known.recalled()
+    assert isinstance(short, Answer)
+    assert short.body == long.body.replace(b"ours-0", b"ours-1")
+    assert short.headers == ((b"Content-Type", b"application/json"), (b"X-Request-Id", b"ours-1"))
+    for one in (outcome, long_outcome):
+        one.redis_ms, one.request_id, one.upstream = 0.0, "", ""
+    assert outcome == long_outcome
+    assert known.rig.redis.calls == ["read", "read"]
+
+
+async def test_what_is_not_remembered_is_nothing_and_asks_nobody():
+    known = Known()
+    assert await known.recalled() == (None, Outcome())
+    await known.filled()
+    assert (await known.recalled(b"\x10\x03"))[0] is None
+    assert known.rig.redis.calls == []
+
+
+async def test_what_a_write_made_stale_is_found_and_is_no_answer():
+    known = await Known().filled()
+    await known.rig.writing()
+    known.rig.later()
+    known.rig.redis.calls.clear()
+    found, outcome = await known.recalled()
+    assert isinstance(found, Found)
+    assert (found.entries, outcome.state, outcome.hits) == ({}, CacheState.BYPASS, 0)
+    sent = len(known.rig.upstream.sent)
+    _, outcome = await known.flow(found)
+    assert (outcome.state, outcome.stored) == (CacheState.MISS, True)
+    assert known.rig.redis.calls == ["read", "fill"]
+    assert len(known.rig.upstream.sent) == sent + 1
+
+
+async def test_c1_what_was_found_before_a_write_keeps_nothing_after_it():
+    known = await Known().filled()
+    known.rig.store.entries.clear()
+    found, _ = await known.recalled()
+    assert isinstance(found, Found)
+    assert found.tokens is not None
+    await known.rig.writing()
+    known.rig.later()
+    await known.flow(found)
+    assert known.rig.store.entries == {}
+
+
+async def test_what_is_switched_or_purged_counts_before_redis_is_asked_and_while_it_is():
+    def switched(rig: Rig) -> None:
+        rig.quiet.now = Mode.BYPASS
+
+    def purged(rig: Rig) -> None:
+        rig.flow.at_once.planner._purges = Marks((Mark("00" * 16, 1.0),))
+
+    for change in (switched, purged):
+        known = await Known().filled()
+        change(known.rig)
+        assert (await known.recalled())[0] is None
+        assert known.rig.redis.calls == []
+        known = await Known().filled()
+        gate = known.rig.redis.gate("read")
+        asked = asyncio.ensure_future(known.recalled())
+        await gate.wait_arrived()
+        change(known.rig)
+        gate.open()
+        assert (await asked)[0] is None
+
+
+async def test_s17_a_refused_credential_gets_nothing_by_a_plan_that_is_remembered():
+    known = await Known().filled()
+    assert isinstance((await known.recalled())[0], Answer)
+    await known.rig.flow._callers.refused(known.request)
+    found, outcome = await known.recalled()
+    assert isinstance(found, Found)
+    assert outcome.state is CacheState.BYPASS
+    assert (await known.flow(found))[1].state is CacheState.MISS
+
+
+async def test_redis_is_not_asked_again_when_it_could_not_be():
+    known = await Known().filled()
+    known.rig.redis.is_reachable = False
+    found, _ = await known.recalled()
+    assert isinstance(found, Found)
+    assert not found.redis_ok
+    known.rig.redis.calls.clear()
+    _, outcome = await known.flow(found)
+    assert (outcome.state, outcome.redis_ok) == (CacheState.MISS, False)
+    assert "read" not in known.rig.redis.calls

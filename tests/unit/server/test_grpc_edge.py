@@ -11,13 +11,15 @@ import pytest
 import uvloop
 
 from proxy.core.answer import Answer, Body
+from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome
-from proxy.core.request import Request
+from proxy.core.request import Head, Request
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.server.grpc import GrpcFront
 from proxy.server.leaving import SETTLE_S
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
+from tests.support.gate import Gate
 from tests.support.ports import PortReservation
 from tests.support.waiting import wait_until
 
@@ -74,10 +76,12 @@ class Relay:
     transport: GrpcTransport
     error: Exception | None = None
     requests: list[Request] = field(default_factory=list)
+    found: list[Found | None] = field(default_factory=list)
     ran_after: int = 0
 
-    async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
+    async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
         self.requests.append(request)
+        self.found.append(found)
         if self.error is not None:
             raise self.error
         reply: GrpcReply = await self.transport.send(request, body)
@@ -88,6 +92,26 @@ class Relay:
 
     def _after(self) -> None:
         self.ran_after += 1
+
+
+@dataclass
+class Known:
+    """In the place of ``AtOnce``: answers the *hits*, has *found* something for others, if told to; *gate* holds it."""
+
+    hits: frozenset[bytes] = frozenset({b"hit"})
+    found: Found | None = None
+    gate: Gate | None = None
+    heads: list[Head] = field(default_factory=list)
+
+    async def recalled(self, head: Head, body: bytes, outcome: Outcome) -> Answer | Found | None:
+        self.heads.append(head)
+        outcome.state = CacheState.BYPASS
+        if self.gate is not None:
+            await self.gate.wait()
+        if body not in self.hits:
+            return self.found
+        outcome.state, outcome.items, outcome.hits_redis, outcome.ttl_s = CacheState.HIT, 1, 1, 9
+        return Answer(200, "OK", ((b"Content-Type", b"application/json"), (b"X-Request-Id", b"ours")), b"kept")
 
 
 @dataclass
@@ -132,6 +156,7 @@ async def running(
     queue_wait_s: float = 1.0,
     read_timeout_s: float = 20.0,
     max_streams: int = 256,
+    known: Known | None = None,
 ) -> AsyncIterator[Rig]:
     upstream = Upstream(handler)
     target = f"127.0.0.1:{await upstream.start()}"
@@ -145,6 +170,7 @@ async def running(
     relay, observer = Relay(transport), Observer()
     front = GrpcFront(
         flow=relay,  # type: ignore[arg-type]
+        at_once=known,  # type: ignore[arg-type]
         observer=observer,
         error_lines=lambda request_id: ((b"request-id", b"ours"), (b"extra-code", b"-999")),
         max_streams=max_streams,
@@ -454,6 +480,86 @@ async def test_a_message_over_the_limit_is_refused() -> None:
         assert await rig.call() == b"m"
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(rig.upstream.calls) == 1
+
+
+# --- calls that are known ---------------------------------------------------------------------------------------------
+
+
+async def test_a_known_call_is_answered_without_the_flow_and_told_of() -> None:
+    async with running(known=Known()) as rig:
+        call = rig.call(b"hit")
+        assert await call == b"kept"
+        trailing = tuple(map(tuple, await call.trailing_metadata()))
+        (outcome,) = await rig.observed()
+        assert rig.front.running == 0
+    assert trailing == (
+        ("x-request-id", "ours"),
+        ("cache-status", "dashcache; hit; ttl=9"),
+        ("x-dashcache-items", "1/1"),
+    )
+    assert (outcome.state, outcome.status, outcome.grpc_code, outcome.upstream) == (CacheState.HIT, 200, 0, "vectors")
+    assert (outcome.bytes_in, outcome.bytes_out) == (3, 4)
+    assert outcome.total_ms > 0
+    assert (rig.relay.requests, rig.relay.ran_after) == ([], 0)
+
+
+async def test_what_was_found_goes_along_to_the_flow() -> None:
+    known = Known(found=Found(redis_s=0.5))
+    async with running(known=known) as rig:
+        assert await rig.call(b"other", metadata=(("a", "b"),)) == b"other"
+        await rig.observed()
+    assert rig.relay.found == [known.found]
+    assert rig.relay.requests[0].head is known.heads[0]
+    assert (b"a", b"b") in rig.relay.requests[0].headers
+
+
+async def test_calls_with_equal_metadata_have_one_head_and_others_have_another() -> None:
+    known = Known()
+    async with running(known=known) as rig:
+        for metadata in ((("key", "a"),), (("key", "a"),), (("key", "b"),), (("key-bin", b"a"),)):
+            await rig.call(b"hit", metadata=metadata)
+        await rig.call(b"hit", method=QUERY + "_group_by", metadata=(("key", "a"),))
+        await rig.observed(5)
+    first, again, *others = known.heads
+    assert first is again
+    assert len({id(head) for head in known.heads}) == 1 + len(others)
+    assert [head.target for head in known.heads][-2:] == [QUERY, QUERY + "_group_by"]
+
+
+@pytest.mark.parametrize(("messages", "is_answered"), [((b"hit", b"more"), True), ((b"other", b"more"), False)])
+async def test_a_second_message_is_refused_unless_the_first_is_answered_from_the_cache(
+    messages: tuple[bytes, ...], is_answered: bool
+) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for message in messages:
+            yield message
+
+    async with running(known=Known()) as rig:
+        call = rig.channel.stream_unary(QUERY)(stream())
+        code = await call.code()
+        if is_answered:
+            assert await call == b"kept"
+        (outcome,) = await rig.observed()
+        assert rig.relay.requests == rig.upstream.calls == []
+    assert code is (grpc.StatusCode.OK if is_answered else grpc.StatusCode.UNIMPLEMENTED)
+    assert outcome.state is (CacheState.HIT if is_answered else CacheState.REFUSED)
+
+
+async def test_r8_a_client_that_leaves_while_redis_is_asked_is_told_of_once() -> None:
+    known = Known(gate=Gate("redis"))
+    async with running(known=known) as rig:
+        call = rig.call(b"hit")
+        waiting = asyncio.ensure_future(_awaited(call))
+        await known.gate.wait_arrived()  # type: ignore[union-attr]
+        call.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        (outcome,) = await rig.observed()
+        assert rig.front.running == 0
+        assert (outcome.client_gone, outcome.state) == (True, CacheState.BYPASS)
+        known.gate.open()  # type: ignore[union-attr]
+        assert await rig.call(b"hit") == b"kept"
+        assert len(await rig.observed(2)) == 2
+    assert rig.relay.requests == []
 
 
 # --- ports ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from proxy.core.answer import Answer, Body
+from proxy.core.found import Found
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import Outcome
 from proxy.core.request import HeaderLines, Request
@@ -66,7 +67,7 @@ class Echo:
         self.go.set()
         self.trailing: HeaderLines = ()
 
-    async def answer(self, request: Request, body: Body, outcome: Outcome) -> Answer:
+    async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
         self.requests.append(request)
         await self.go.wait()
         return Answer(200, "", self.trailing, request.body or b"")
