@@ -4,8 +4,8 @@ The data port, gRPC: messages in as bytes, ``flow`` in the middle, messages out 
 One ``GrpcFront`` per worker, one port per upstream: the library does not tell the name under which it was called
 (``:authority``). Calls of one message each way are carried, which is all that the vendor has. A client that sends none,
 or a second one behind one that has to be forwarded, is told UNIMPLEMENTED; one that keeps its side open then waits
-until its deadline. Behind a message that a known call brings, and the cache answers, nobody looks: to wait for the end of
-a client's messages is a fifth of what the library does for a call.
+until its deadline. Behind the message of a known call that the cache answers nobody looks: to wait for the end of a
+client's messages is a fifth of what the library does for a call.
 """
 
 import asyncio
