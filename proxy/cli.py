@@ -362,7 +362,7 @@ def _admin(admin: str | None) -> tuple[str, str]:
     if port == 0:
         _fail("the admin listener has a port of its own choice; name it with --admin")
     host = _UNSPECIFIED.get(host, host)
-    token = listen.admin_token.get_secret_value() if listen.admin_token is not None else ""
+    token = listen.admin_token.reveal() if listen.admin_token is not None else ""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token
 
 

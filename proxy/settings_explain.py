@@ -1,5 +1,6 @@
 """The settings in force, for a terminal: what ``dashcache check`` prints."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 from proxy.core.upstream import Upstream
@@ -20,7 +21,7 @@ def explain(settings: Settings, sources: Mapping[SettingPath, str]) -> str:
         group = leaf.path[0] if len(leaf.path) > 1 else "general"
         groups.setdefault(group, []).append((leaf.path[-1], _shown(leaf, value), source(sources, leaf.path)))
     for model, rule in sorted(settings.models.items()):
-        stated = ((name, value) for name, value in rule if value is not None)
+        stated = ((name, value) for name, value in dataclasses.asdict(rule).items() if value is not None)
         rows = ((dotted((model, name)), str(value), source(sources, ("models", model, name))) for name, value in stated)
         groups.setdefault("models", []).extend(rows)
     for upstream in settings.all_upstreams():

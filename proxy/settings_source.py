@@ -1,8 +1,9 @@
 """
 Where settings come from: ``default.toml``, the profile's file, the operator's file, then the environment.
 
-The only reader of configuration files and of the environment. Environment names are derived from the models in
-``settings``, so none can be missing. Every mistake is found before any is reported, and no secret is ever printed.
+The only reader of configuration files and of the environment; pydantic checks what they hold. Environment names are
+derived from the sections in ``settings``, so none can be missing. Every mistake is found before any is reported, and no
+secret is ever printed.
 """
 
 import difflib
@@ -10,20 +11,20 @@ import enum
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.core.upstream import ALLOWED, ALLOWED_VECTOR
 from proxy.errors import ConfigError
-from proxy.settings import Profile, Settings, default_data_dir
+from proxy.settings import Profile, Section, Settings, default_data_dir
 from proxy.settings_conflicts import conflicts
+from proxy.settings_types import Like, SecretText
 
 SettingPath = tuple[str, ...]
 """Where a setting stands: ``("redis", "url")``. In a leaf's path ``*`` stands for any key or position."""
@@ -53,22 +54,30 @@ _FIXED_NAMES: dict[SettingPath, str] = {
 
 _VECTOR_URLS = frozenset({"dashvector_url", "dashvector_grpc_url", "grpc_url"})
 
+_SETTINGS = TypeAdapter(Settings)
+
 # Kubernetes and Docker links announce a service called "dashcache" to every neighbour by names that begin like ours.
 _ANNOUNCED = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One setting: where it stands, its field, its environment name if one line of text can hold it."""
+    """One setting: where it stands, its section and field, its environment name if one line of text can hold it."""
 
     path: SettingPath
-    field: FieldInfo
+    section: type[Section]
+    field: Field[object]
     environment: str | None
 
     @property
     def is_secret(self) -> bool:
         """Whether its value must never be printed."""
-        return SecretStr in _kinds(self.field)
+        return SecretText in self.parts
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Its type and what that is made of, rules too, outermost first."""
+        return _parts(self.field)
 
     def fits(self, path: SettingPath) -> bool:
         """Whether *path* is this setting or something inside it."""
@@ -108,25 +117,24 @@ def environment_names() -> dict[str, SettingPath]:
 
 @cache
 def leaves() -> tuple[Leaf, ...]:
-    """Every setting, in the order of the models."""
+    """Every setting, in the order of the sections."""
     return tuple(_walk(Settings, ()))
 
 
-def _walk(model: type[BaseModel], prefix: SettingPath) -> Iterator[Leaf]:
-    for name, info in model.model_fields.items():
-        path = (*prefix, name)
-        inner = next((kind for kind in _kinds(info) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+def _walk(section: type[Section], prefix: SettingPath) -> Iterator[Leaf]:
+    for each in fields(section):
+        path = (*prefix, each.name)
+        inner = next((part for part in _parts(each) if isinstance(part, type) and issubclass(part, Section)), None)
         if inner is not None:
-            yield from _walk(inner, path if inner is info.annotation else (*path, "*"))
+            yield from _walk(inner, path if inner is each.type else (*path, "*"))
             continue
-        is_text = "*" not in path and get_origin(info.annotation) is not dict
-        yield Leaf(path, info, _FIXED_NAMES.get(path, _derived_name(path)) if is_text else None)
+        is_text = "*" not in path and get_origin(each.type) is not dict
+        yield Leaf(path, section, each, _FIXED_NAMES.get(path, _derived_name(path)) if is_text else None)
 
 
-def _kinds(info: FieldInfo) -> tuple[Any, ...]:
-    """A field's type and what it is made of, outermost first."""
-    found: list[Any] = []
-    waiting: list[Any] = [info.annotation]
+def _parts(field: Field[object]) -> tuple[object, ...]:
+    found: list[object] = []
+    waiting: list[object] = [field.type]
     while waiting:
         kind = waiting.pop(0)
         found.append(kind)
@@ -204,14 +212,14 @@ class _Gathered:
         """The settings, or None; mistakes are added either way."""
         wrong: list[SettingPath] = []
         try:
-            settings = Settings.model_validate(self.tree)
+            settings = checked(self.tree)
         except ValidationError as invalid:
             for error in invalid.errors(include_url=False):
                 path = tuple(str(part) for part in error["loc"])
                 wrong.append(path)
                 self.mistakes.append(f"{self._where(path)}: {_fault(error, path)}")
             # What is wrong falls out, so that the rest can be checked together in the same run.
-            settings = Settings.model_validate(_without(self.tree, wrong))
+            settings = checked(_without(self.tree, wrong))
         for conflict in conflicts(settings):
             if not any(path[: len(bad)] == bad for path in conflict.paths for bad in wrong):
                 stated = [path for path in conflict.paths if not source(self.sources, path).startswith("default")]
@@ -221,6 +229,11 @@ class _Gathered:
     def _where(self, path: SettingPath) -> str:
         label = source(self.sources, path)
         return label.removeprefix("environment ") if label.startswith("environment ") else f"{label}: {dotted(path)}"
+
+
+def checked(tree: Mapping[str, object]) -> Settings:
+    """What *tree* says, each setting for itself; ValidationError with every mistake."""
+    return _SETTINGS.validate_python(tree)
 
 
 def source(sources: Mapping[SettingPath, str], path: SettingPath) -> str:
@@ -245,7 +258,7 @@ def _stated(environ: Mapping[str, str], name: str) -> str:
 
 
 def _from_text(leaf: Leaf, text: str) -> str | list[str]:
-    if get_origin(leaf.field.annotation) is tuple:
+    if get_origin(leaf.field.type) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
@@ -318,7 +331,7 @@ def _near_setting(path: SettingPath) -> str:
 
 def _fault(error: ErrorDetails, path: SettingPath) -> str:
     """What is wrong at *path*, and what is allowed there."""
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "unexpected_keyword_argument":
         return f"unknown name; nearest known: {_near_setting(path)}"
     leaf = next((leaf for leaf in leaves() if leaf.fits(path)), None)
     if error["type"] == "tuple_type":
@@ -338,25 +351,25 @@ def _fault(error: ErrorDetails, path: SettingPath) -> str:
 
 def allowed(leaf: Leaf) -> str:
     """What may stand in a setting, in words."""
-    kinds = _kinds(leaf.field)
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            return "one of " + ", ".join(get_args(kind))
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            return "one of " + ", ".join(member.value for member in kind)
-    if bool in kinds:
+    parts = leaf.parts
+    for part in parts:
+        if get_origin(part) is Literal:
+            return "one of " + ", ".join(get_args(part))
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            return "one of " + ", ".join(member.value for member in part)
+    if bool in parts:
         return "true or false"
-    if int in kinds or float in kinds:
-        return ("a whole number" if int in kinds else "a number") + _bounds(leaf.field)
+    if int in parts or float in parts:
+        return ("a whole number" if int in parts else "a number") + _bounds(parts)
     if leaf.path[-1].endswith("url") and not leaf.is_secret:
         return ALLOWED_VECTOR if leaf.path[-1] in _VECTOR_URLS else ALLOWED
-    pattern = next((found for rule in leaf.field.metadata if (found := getattr(rule, "pattern", None))), None)
-    if pattern:
-        return f"text like {pattern}"
+    like = next((part for part in parts if isinstance(part, Like)), None)
+    if like is not None:
+        return f"text like {like.pattern}"
     return "text that is not empty"
 
 
-def _bounds(info: FieldInfo) -> str:
+def _bounds(parts: tuple[object, ...]) -> str:
     words = {Ge: "at least", Gt: "above", Le: "at most"}
-    rules = [rule for rule in info.metadata if type(rule) in words]
+    rules = [rule for rule in parts if type(rule) in words]
     return "".join(f", {words[type(rule)]} {getattr(rule, type(rule).__name__.lower())}" for rule in rules)

@@ -1,24 +1,90 @@
 """
 The forms in which settings are written: addresses, base URLs, names of hosts and headers, and how each is checked.
 
-A form's ValueError names the fault and what is allowed; none repeats what could be a secret.
+A form's ValueError names the fault and what is allowed; none repeats what could be a secret. Where settings are loaded,
+pydantic asks each form how it is checked. Only then is it imported: workers need the types, and not 9 MiB of pydantic.
 """
 
 import ipaddress
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, SecretStr
-
 from proxy.core.upstream import split_base_url, split_vector_url
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+Value = TypeVar("Value")
 
 _CREDENTIAL_HEADERS = frozenset(
     {"authorization", "x-dashscope-apikey", "x-dashscope-workspace", "dashvector-auth-token"}
 )
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 _TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+
+
+class SecretText:
+    """
+    Text that nothing shows: no message, no ``repr``, no encoder that does not ask for it by ``reveal``.
+
+    Not a dataclass, as encoders would look into one.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text in clear."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "SecretText(...)"
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretText) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        from pydantic_core import core_schema  # noqa: PLC0415
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+@dataclass(frozen=True, slots=True)
+class Form(Generic[Value]):
+    """How a value is written: *check* returns it in the form in which it is used, or raises ValueError."""
+
+    check: Callable[[Value], Value]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        from pydantic_core import core_schema  # noqa: PLC0415
+
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """Text that *pattern* describes."""
+
+    pattern: str
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        from pydantic_core import core_schema  # noqa: PLC0415
+
+        return core_schema.str_schema(pattern=self.pattern)
 
 
 def _address(value: str) -> str:
@@ -95,10 +161,10 @@ def _absolute(value: Path) -> Path:
         raise ValueError("begins with ~ and there is no such home folder; allowed: a path") from None
 
 
-def _redis_url(value: SecretStr) -> SecretStr:
+def _redis_url(value: SecretText) -> SecretText:
     """Checks the form only, and says nothing of the content: it may hold a password."""
     try:
-        parts = urlsplit(value.get_secret_value())
+        parts = urlsplit(value.reveal())
         host, _ = parts.hostname, parts.port  # reading the port checks it
     except ValueError:
         raise ValueError("not a URL; allowed: redis://, rediss:// or unix://") from None
@@ -127,10 +193,10 @@ def _ignorable_header(value: str) -> str:
     return name
 
 
-Address = Annotated[str, AfterValidator(_address)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-HeaderName = Annotated[str, AfterValidator(_ignorable_header)]
-HostName = Annotated[str, AfterValidator(_host_name)]
-LocalPath = Annotated[Path, AfterValidator(_absolute)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-VectorUrl = Annotated[str, AfterValidator(_vector_url)]
+Address = Annotated[str, Form(_address)]
+BaseUrl = Annotated[str, Form(_base_url)]
+HeaderName = Annotated[str, Form(_ignorable_header)]
+HostName = Annotated[str, Form(_host_name)]
+LocalPath = Annotated[Path, Form(_absolute)]
+RedisUrl = Annotated[SecretText, Form(_redis_url)]
+VectorUrl = Annotated[str, Form(_vector_url)]

@@ -103,7 +103,7 @@ def test_values_from_the_environment(folder: Path) -> None:
     assert settings.identity.ignore_headers == ("x-trace-id", "x-span")
     assert settings.lifetimes.jitter == 0.25
     assert settings.listen.admin_token is not None
-    assert settings.listen.admin_token.get_secret_value() == CANARY
+    assert settings.listen.admin_token.reveal() == CANARY
 
 
 def test_an_empty_variable_counts_as_not_set(folder: Path) -> None:

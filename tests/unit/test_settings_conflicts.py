@@ -1,14 +1,14 @@
 """Settings that only make sense together; upstreams, listeners and TLS."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from proxy.core.upstream import Endpoint, Upstream
-from proxy.settings import Settings
 from proxy.settings_conflicts import conflicts
-from proxy.settings_source import load
+from proxy.settings_source import checked, load
 from proxy.settings_types import is_loopback
 from tests.support.certificate import made_certificate
 from tests.support.configuration import HOME, empty_config, mistakes, operator_mistakes
@@ -52,7 +52,7 @@ def test_an_empty_token_is_none(folder: Path) -> None:
     ],
 )
 def test_listeners_that_share_a_port(http: str, admin: str, clash: bool) -> None:
-    settings = Settings.model_validate({"listen": {"http": http, "admin": admin}})
+    settings = checked({"listen": {"http": http, "admin": admin}})
     assert bool(conflicts(settings)) is clash
 
 
@@ -121,7 +121,7 @@ def test_vector_upstreams_that_contradict(folder: Path) -> None:
 
 def test_the_name_dashvector_is_free_without_a_dashvector_url() -> None:
     rule = {"name": "dashvector", "vendor": "dashvector", "url": "https://two", "listen": "127.0.0.1:1"}
-    assert conflicts(Settings.model_validate({"upstreams": [rule]})) == []
+    assert conflicts(checked({"upstreams": [rule]})) == []
 
 
 def test_a_grpc_url_needs_the_clusters_url(folder: Path) -> None:
@@ -220,7 +220,7 @@ def _with_passphrase(key: Path) -> bytes:
 
 def test_all_upstreams_begin_with_the_default_one() -> None:
     rule = {"name": "sgp", "url": "international", "hosts": ["SGP.internal"], "listen": "127.0.0.1:8081"}
-    settings = Settings.model_validate({"dashscope_url": "http://127.0.0.1:9000", "upstreams": [rule]})
+    settings = checked({"dashscope_url": "http://127.0.0.1:9000", "upstreams": [rule]})
     assert conflicts(settings) == []
     assert settings.all_upstreams() == (
         Upstream("dashscope", "dashscope", "http", "127.0.0.1", 9000),
@@ -230,7 +230,7 @@ def test_all_upstreams_begin_with_the_default_one() -> None:
 
 def test_a_vector_cluster_comes_second_with_its_two_endpoints() -> None:
     host = "vrs-1.dashvector.example"
-    settings = Settings.model_validate(
+    settings = checked(
         {
             "dashvector_url": f"https://{host}",
             "upstreams": [
@@ -281,7 +281,7 @@ def test_a_vector_cluster_comes_second_with_its_two_endpoints() -> None:
 def test_a_vendors_own_name_leads_to_it_if_it_can_mean_nothing_else(
     url: str, others: dict[str, object], hosts: tuple[str, ...]
 ) -> None:
-    settings = Settings.model_validate({"dashvector_url": url, **others})
+    settings = checked({"dashvector_url": url, **others})
     assert settings.all_upstreams()[1].hosts == hosts
     assert settings.all_upstreams()[0].hosts == ()
 
@@ -291,10 +291,10 @@ def test_listeners_are_those_that_are_opened() -> None:
     listen = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:3", **tls}
     cluster = {"name": "b", "vendor": "dashvector", "url": "https://b", "listen": "127.0.0.1:5"}
     rules = [cluster | {"grpc_listen": "127.0.0.1:6"}, {"name": "c", "url": "us", "hosts": ["c"]}]
-    settings = Settings.model_validate({"listen": listen, "upstreams": rules})
+    settings = checked({"listen": listen, "upstreams": rules})
     rules_own = [("http", "b", "127.0.0.1:5"), ("grpc", "b", "127.0.0.1:6")]
     http = [("http", "", "127.0.0.1:1"), ("https", "", "127.0.0.1:2")]
     assert [tuple(listener[:3]) for listener in settings.listeners()] == [*http, *rules_own]
-    settings = settings.model_copy(update={"dashvector_url": "https://a"})
+    settings = dataclasses.replace(settings, dashvector_url="https://a")
     grpc = [("grpc", "dashvector", "127.0.0.1:3"), ("grpcs", "dashvector", "127.0.0.1:4")]
     assert [tuple(listener[:3]) for listener in settings.listeners()] == [*http, *grpc, *rules_own]

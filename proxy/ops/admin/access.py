@@ -59,7 +59,7 @@ class Guard:
 
     def __init__(self, listen: Listen) -> None:
         token = listen.admin_token
-        self._token_digest = _digest(token.get_secret_value()) if token is not None else None
+        self._token_digest = _digest(token.reveal()) if token is not None else None
         self._own_host = split_address(listen.admin)[0].lower()
 
     def check(self, request: web.Request) -> None:

@@ -7,11 +7,10 @@ The first line carries the settings, secrets included: an argument or the enviro
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
-import orjson
-from pydantic import SecretStr
 
 from proxy.core.listening import Port
 from proxy.core.modes import Modes, Rule
@@ -20,6 +19,7 @@ from proxy.core.tasks import Tasks
 from proxy.ops.switches.live import LiveModes
 from proxy.ops.switches.purges import LivePurges
 from proxy.settings import Settings
+from proxy.settings_types import SecretText
 
 # Settings, 256 rules and 1,000 marks are far below it; it bounds what a confused peer can make us keep.
 _MAX_LINE_BYTES = 4 * 2**20
@@ -131,16 +131,26 @@ async def worker_end(connected: socket.socket) -> Channel[ToWorker]:
 
 def settings_to_json(settings: Settings) -> bytes:
     """*settings* whole, secrets in clear: for the channel only."""
-
-    def clear(value: object) -> object:
-        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-    return orjson.dumps(settings.model_dump(), default=clear)
+    return msgspec.json.encode(settings, enc_hook=_in_clear)
 
 
 def settings_from_json(text: bytes) -> Settings:
-    """The opposite of ``settings_to_json``."""
-    return Settings.model_validate_json(text)
+    """The opposite of ``settings_to_json``. Types are held to, bounds are not: who sends has checked them."""
+    return msgspec.json.decode(text, type=Settings, dec_hook=_out_of_text)
+
+
+def _in_clear(value: object) -> str:
+    if isinstance(value, SecretText):
+        return value.reveal()
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError
+
+
+def _out_of_text(kind: type, text: object) -> object:
+    if isinstance(text, str) and kind in (SecretText, Path):
+        return kind(text)
+    raise NotImplementedError
 
 
 class WorkerControl:

@@ -156,7 +156,7 @@ class Supervisor:
 
     def _key_secret(self, folder: DataFolder) -> bytes:
         given = self._settings.key_secret
-        return given.get_secret_value().encode() if given is not None else folder.key_secret()
+        return given.reveal().encode() if given is not None else folder.key_secret()
 
     async def _start_admin(self, admin: Admin) -> None:
         host, port = split_address(self._settings.listen.admin)
@@ -172,7 +172,7 @@ class Supervisor:
         """The URL of the configured Redis, of one of our own, or none."""
         if self._settings.redis.url is not None:
             self.state.redis = RedisKind.CONFIGURED
-            return self._settings.redis.url.get_secret_value()
+            return self._settings.redis.url.reveal()
         program = find_program()
         if program is None or not self._redis_config.is_file():
             missing = "redis-server" if program is None else REDIS_CONFIG

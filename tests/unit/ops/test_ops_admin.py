@@ -7,7 +7,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from pydantic import SecretStr
 
 from proxy.core.listening import Port
 from proxy.core.modes import Mode, Modes
@@ -22,6 +21,7 @@ from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Listen, Settings, Start
+from proxy.settings_types import SecretText
 from tests.support.redis_server import RedisServer
 
 TOKEN = "token-canary-1c9e"
@@ -89,7 +89,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     files = MetricFiles(tmp_path)
 
     async def made(token: str | None = None, **stated: Any) -> Rig:
-        listen = Listen(admin="127.0.0.1:0", admin_token=SecretStr(token) if token else None)
+        listen = Listen(admin="127.0.0.1:0", admin_token=SecretText(token) if token else None)
         state = State(phase=Phase.SERVING, wanted=2, listening=[Port("http", "", "127.0.0.1", 8080)])
         workers = FakeWorkers()
         state.workers = workers  # type: ignore[assignment]

@@ -4,11 +4,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import pytest
-from pydantic import SecretStr
 
+from proxy.core.grace import Cause
 from proxy.core.listening import Port
 from proxy.core.modes import Mode, Rule
 from proxy.core.purges import Mark
@@ -29,7 +30,8 @@ from proxy.ops.processes.channel import (
     worker_end,
 )
 from proxy.ops.switches.live import LiveModes
-from proxy.settings import Listen, Redis, Settings, Start, UpstreamRule
+from proxy.settings import GraceRule, Listen, ModelRule, Redis, Settings, Start, UpstreamRule
+from proxy.settings_types import SecretText
 
 
 @dataclass
@@ -55,9 +57,12 @@ async def pair() -> AsyncIterator[Pair]:
 
 def test_settings_arrive_whole_with_their_secrets() -> None:
     settings = Settings(
-        key_secret=SecretStr("key-canary"),
-        redis=Redis(url=SecretStr("redis://:password-canary@localhost/0")),
-        listen=Listen(admin_token=SecretStr("token-canary")),
+        key_secret=SecretText("key-canary"),
+        redis=Redis(url=SecretText("redis://:password-canary@localhost/0")),
+        data_dir=Path("/data"),
+        listen=Listen(admin_token=SecretText("token-canary"), certificate=Path("/c.pem"), key=Path("/k.pem")),
+        grace=GraceRule(if_error_for=(Cause.TIMEOUT,)),
+        models={"m": ModelRule(ttl_s=1.5)},
         start=Start(operations={"embedding": Mode.SHADOW}),
         upstreams=(
             UpstreamRule(name="us", url="us", hosts=("us.example",)),

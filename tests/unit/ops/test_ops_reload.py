@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from pydantic import SecretStr
 
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.channel import Hello
@@ -22,6 +21,7 @@ from proxy.ops.processes.process import CONTROL_VARIABLE
 from proxy.ops.processes.reload import fixed_changes
 from proxy.ops.processes.workers import NotReplacedError, Workers
 from proxy.settings import Listen, Redis, Settings, UpstreamRule
+from proxy.settings_types import SecretText
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.waiting import wait_until, wait_until_sync
@@ -201,9 +201,9 @@ def test_everything_that_needs_a_restart_is_known_and_no_value_is_named() -> Non
     new = Settings(
         data_dir=Path("/b"),
         workers=3,
-        key_secret=SecretStr("canary"),
-        redis=Redis(url=SecretStr("redis://:canary@localhost/0"), key_prefix="x"),
-        listen=Listen(admin="127.0.0.1:1", admin_token=SecretStr("canary"), http="127.0.0.1:2"),
+        key_secret=SecretText("canary"),
+        redis=Redis(url=SecretText("redis://:canary@localhost/0"), key_prefix="x"),
+        listen=Listen(admin="127.0.0.1:1", admin_token=SecretText("canary"), http="127.0.0.1:2"),
         dashvector_url="https://cluster.example",
         upstreams=(UpstreamRule(name="us", url="us", hosts=("us.example",)),),
     )

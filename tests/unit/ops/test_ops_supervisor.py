@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from proxy.ops.admin.health import Phase
 from proxy.ops.processes.supervisor import Supervisor
 from proxy.ops.switches.share import Share
 from proxy.settings import Listen, Redis, Settings
+from proxy.settings_types import SecretText
 from tests.support.certificate import made_certificate
 from tests.support.child import descendants, process_state, send_signal
 from tests.support.proxy_process import ProxyProcess, ProxyStartError
@@ -228,7 +228,7 @@ async def test_what_other_replicas_ordered_is_asked_before_any_worker_starts(
         data_dir=tmp_path,
         workers=1,
         listen=Listen(http="127.0.0.1:0", admin="127.0.0.1:0"),
-        redis=Redis(url=SecretStr(redis_server.url)),
+        redis=Redis(url=SecretText(redis_server.url)),
     )
     supervisor = Supervisor(settings, tmp_path, worker_command=[*STUB[:-1], "worker"])
     workers_at_first: list[object] = []
