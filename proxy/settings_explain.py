@@ -59,5 +59,5 @@ def _shown(leaf: Leaf, value: object) -> str:
 
 
 def _block(name: str, rows: list[tuple[str, str, str]]) -> str:
-    width = max(36, *(len(value) for _, value, _ in rows))
+    width = max([36, *(len(value) for _, value, _ in rows)])
     return "\n".join([name, *(f"  {setting:<20} {value:<{width}} {origin}" for setting, value, origin in rows)])

@@ -373,6 +373,13 @@ def test_explain_shows_both_protocols_of_a_cluster(tmp_path: Path) -> None:
         assert line in lines
 
 
+def test_explain_takes_a_model_of_which_nothing_is_said(tmp_path: Path) -> None:
+    for name in ("default", "production"):
+        (tmp_path / f"{name}.toml").write_text("[models.m]" if name == "default" else "")
+    loaded = load_with_sources(HOME, tmp_path)
+    assert "\nmodels\n" in explain(loaded.settings, loaded.sources)
+
+
 def test_explain_hides_secrets(tmp_path: Path) -> None:
     for name in ("default", "production"):
         (tmp_path / f"{name}.toml").touch()
