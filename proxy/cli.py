@@ -13,8 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -66,16 +65,6 @@ def run() -> None:
         run_supervisor(os.environ)
     except ConfigError as error:
         _fail_with_mistakes(error)
-
-
-@main.command(hidden=True)
-def worker() -> None:
-    """One worker process; only `run` starts it."""
-    # structlog loads it, where it is installed, for tracebacks, which are never logged: 3 MiB in each worker.
-    sys.modules.setdefault("rich", cast(ModuleType, None))
-    from proxy.ops.processes.worker import main as run_worker  # noqa: PLC0415
-
-    sys.exit(run_worker())
 
 
 @main.command()
