@@ -6,7 +6,7 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from proxy.cache.redis_tier import Tokens
 from proxy.cache.tiers import Tiers
@@ -108,6 +108,12 @@ class Store:
             timer.cancel()
 
 
+def begin(stores: Iterable[Store]) -> None:
+    """Begin all of them that nobody has begun."""
+    for store in stores:
+        store()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Landing:
     """
@@ -139,8 +145,7 @@ class Landing:
 
     def store(self) -> None:
         """Keep what came; calling it again does nothing."""
-        for store in self.stores:
-            store()
+        begin(self.stores)
 
     async def kept(self) -> None:
         """Wait until what came is where others look for it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
@@ -289,6 +290,23 @@ async def test_a_miss_is_answered_as_it_came_and_a_hit_with_an_id_of_ours():
     assert dict(answer.headers) == {b"Content-Type": b"application/json", b"X-Request-Id": b"ours-0"}
     assert outcome.origins == ("vendor-1",)
     assert len(rig.upstream.sent) == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.ON, Mode.SHADOW])
+async def test_an_answer_that_was_sent_is_not_left_to_the_collector(mode: Mode) -> None:
+    rig = Rig()
+    rig.quiet.now = mode
+    rig.upstream.replies = [Reply(documents(2))]
+    gc.collect()
+    gc.disable()
+    try:
+        answer, outcome = await rig.query()
+        assert outcome.upstream_calls == 1
+        assert [each for each in gc.get_objects() if isinstance(each, Answer)] == [answer]
+        del answer
+        assert not any(isinstance(each, Answer) for each in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 async def test_a_read_by_get_is_sent_without_a_body_and_without_its_length():
