@@ -33,7 +33,7 @@ from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
-from proxy.ops.processes.process import give_back_memory
+from proxy.ops.processes.heap import give_back
 from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
@@ -48,7 +48,6 @@ from proxy.vendors.errors import error_body
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
-_TRIM_EVERY_S = 15.0
 # Of the requests that an upstream may have at a time, refreshes take a tenth.
 _REFRESH_SHARE = 10
 
@@ -100,7 +99,7 @@ async def serve_worker(
                 listeners=control.listeners,
                 max_connections=parts.max_connections(settings),
             )
-            work = (_report(worker, observer), _tell(worker, own), watch_loop(observer.loop_lag), _trim())
+            work = (_report(worker, observer), _tell(worker, own), watch_loop(observer.loop_lag), give_back())
             chores = [worker.tasks.start(chore) for chore in work]
             await control.ready()
             await control.wait_last_call()
@@ -283,13 +282,6 @@ async def _report(worker: Worker, observer: Observer) -> None:
         for upstream, slots in worker.slots.items():
             observer.upstream_load(upstream, slots.inflight, slots.waiting)
         await asyncio.sleep(1)
-
-
-async def _trim() -> None:
-    """Give back what a burst has left: a heap of which a part is in use does not shrink by itself."""
-    while True:
-        await asyncio.sleep(_TRIM_EVERY_S)
-        give_back_memory()
 
 
 async def _tell(worker: Worker, own: Claim) -> None:

@@ -26,7 +26,6 @@ heap, as nearly everything is allocated by one thread.
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec a child may not wait for the loader's lock.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_TRIM = getattr(_LIBC, "malloc_trim", None)
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -37,12 +36,6 @@ def die_with_parent(number: signal.Signals) -> None:
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-
-def give_back_memory() -> None:
-    """Return to the system what lies free between what is in use (glibc only); takes about a millisecond."""
-    if _TRIM is not None:
-        _TRIM(0)
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -165,29 +164,6 @@ def test_a_folder_named_proxy_where_we_are_started_is_not_taken_for_us(
     assert python_module(package_root) == [sys.executable, "-P", "-m", "proxy"]
     monkeypatch.chdir(package_root)
     assert python_module(package_root) == [sys.executable, "-m", "proxy"]
-
-
-def test_what_lies_free_between_what_is_in_use_goes_back_to_the_system() -> None:
-    """In a process of its own, whose heap has no other holes."""
-    found = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True).stdout
-    before_kib, after_kib = map(int, found.split())
-    assert before_kib - after_kib > 20_000, "of 40 MB, of which every other block is free"
-
-
-_HOLES = """
-import re
-from pathlib import Path
-from proxy.ops.processes.process import give_back_memory
-
-def resident_kib():
-    return re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
-
-blocks = [b"x" * 20_000 for _ in range(4_000)]
-del blocks[::2]
-before = resident_kib()
-give_back_memory()
-print(before, resident_kib())
-"""
 
 
 def test_who_dies_young_waits_longer_and_who_lived_long_does_not() -> None:
