@@ -1,5 +1,7 @@
 """R13: the loop stays free. Large bodies, twenty at once, and small hits beside them."""
 
+import statistics
+
 import pytest
 
 from benchmarks.large_bodies import Round, compare
@@ -9,18 +11,25 @@ from benchmarks.large_bodies import Round, compare
 LAG_S, ADDED_S = 0.1, 0.15
 
 
+def p99_s(rounds: list[Round]) -> float:
+    """Their median: while one of several rounds was played, the machine may have been busy with something else."""
+    return statistics.median(found.p99_s for found in rounds)
+
+
+def lag_p99_s(rounds: list[Round]) -> float:
+    return statistics.median(found.lag_p99_s for found in rounds)
+
+
 def told(rounds: list[Round]) -> str:
-    first = rounds[0]
-    return f"hit p99 {first.p99_s * 1000:.1f} ms, loop lag p99 {first.lag_p99_s * 1000:g} ms"
+    return f"hit p99 {p99_s(rounds) * 1000:.1f} ms, loop lag p99 {lag_p99_s(rounds) * 1000:g} ms"
 
 
 async def check(rounds: int, seconds: float) -> str:
     alone, beside = await compare(rounds, seconds)
     assert not any(found.errors for found in (*alone, *beside))
     assert all(found.bodies >= 20 for found in beside), "the large bodies were answered, too"
-    for before, after in zip(alone, beside, strict=True):
-        assert after.lag_p99_s <= LAG_S + before.lag_p99_s
-        assert after.p99_s <= ADDED_S + 2 * before.p99_s
+    assert lag_p99_s(beside) <= LAG_S + lag_p99_s(alone)
+    assert p99_s(beside) <= ADDED_S + 2 * p99_s(alone)
     return f"{told(beside)} beside 20 bodies of 4 MiB; alone {told(alone)}"
 
 
