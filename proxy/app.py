@@ -39,7 +39,7 @@ from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
 from proxy.request_id import request_ids
-from proxy.server.http import Front
+from proxy.server.front import Front
 from proxy.server.ready import Ready
 from proxy.server.websocket import Bridge
 from proxy.settings import Settings

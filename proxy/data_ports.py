@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from proxy.core.listening import Port, Tls
 from proxy.core.tasks import Tasks
 from proxy.flow import Flow
-from proxy.server.http import DataServer, Front, HttpPort, RequestObserver
+from proxy.server.front import Front, RequestObserver
+from proxy.server.http import DataServer, HttpPort
 from proxy.server.intake import Intake
 from proxy.server.lane import Lane
 from proxy.server.leaving import until

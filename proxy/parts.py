@@ -15,7 +15,7 @@ from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
 from proxy.ops.processes.open_files import room_for
-from proxy.server.http import RequestObserver
+from proxy.server.front import RequestObserver
 from proxy.server.watch import Clients
 from proxy.settings import Settings
 from proxy.transport.http import HttpTransport

@@ -17,7 +17,7 @@ from proxy.server.watch import Watch
 from proxy.server.wire import write_answer
 
 if TYPE_CHECKING:
-    from proxy.server.http import Front
+    from proxy.server.front import Front
 
 
 class Port(Protocol):

@@ -26,8 +26,8 @@ from proxy.core.request import GRPC, HeaderLines, Request
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
+from proxy.server.front import RequestObserver
 from proxy.server.grpc_intake import GrpcIntake
-from proxy.server.http import RequestObserver
 from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Metadata, metadata_of
 

@@ -18,7 +18,8 @@ from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK
 from proxy.core.request import Head, HeaderLines, Request
 from proxy.server.connection import Connection
-from proxy.server.http import DataServer, Front
+from proxy.server.front import Front
+from proxy.server.http import DataServer
 from proxy.server.intake import Intake
 from proxy.server.lane import Lane
 from proxy.server.ready import Ready
@@ -135,15 +136,15 @@ class Observed:
         self.faults: list[BaseException] = []
 
     def observe(self, outcome: Outcome) -> None:
-        """See ``proxy.server.http.RequestObserver``."""
+        """See ``proxy.server.front.RequestObserver``."""
         self.outcomes.append(outcome)
 
     def observe_repeats(self, repeats: Repeats) -> None:
-        """See ``proxy.server.http.RequestObserver``."""
+        """See ``proxy.server.front.RequestObserver``."""
         raise AssertionError(f"{repeats} of what is never kept ready")
 
     def background_failed(self, error: BaseException) -> None:
-        """See ``proxy.server.http.RequestObserver``."""
+        """See ``proxy.server.front.RequestObserver``."""
         self.faults.append(error)
 
 

@@ -42,7 +42,7 @@ from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.switches.purges import LivePurges
 from proxy.planner import Planner
-from proxy.server.http import Front
+from proxy.server.front import Front
 from proxy.vendors.dashvector_grpc import SERVICE
 from proxy.vendors.registry import Adapters
 from tests.support.clock import FakeClock
