@@ -50,7 +50,7 @@ class Duration(click.ParamType[float]):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dashcache", prog_name="dashcache")
 def main() -> None:
-    """A transparent caching proxy for DashScope. Settings come from files and the environment; see `check`."""
+    """A transparent caching proxy for DashScope and DashVector; `check` shows its settings and their sources."""
 
 
 @main.command()
