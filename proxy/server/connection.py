@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
@@ -73,6 +73,8 @@ class Connection(RequestHandler):
             super().connection_made(transport)
             self.watch = Watch(line, self._front.clients)
             self._port.open.add(self)
+            if self._task_handler is not None:
+                self._task_handler.add_done_callback(self._task_ended)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop, when everything that was written has left or cannot."""
@@ -80,6 +82,12 @@ class Connection(RequestHandler):
         self._port.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        """What should never be: it closes the connection at its end, but not if it stumbles over a request's head."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._front.failed(error)
+            self.watch.abort()
 
     def resume_writing(self) -> None:
         """Called by the event loop."""
@@ -186,6 +194,7 @@ class Connection(RequestHandler):
         """Hand *data* to aiohttp, and see what it finds in it."""
         known = len(self._messages)
         self._feed(data)
+        self._refuse_nameless()
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
@@ -202,6 +211,15 @@ class Connection(RequestHandler):
         elif not self._body.is_eof():
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
+    def _refuse_nameless(self) -> None:
+        """The parser takes ``CONNECT`` with nothing behind it for a request, and aiohttp's task stumbles over that."""
+        if not self._messages:
+            return
+        message = self._messages[-1][0]  # what follows a CONNECT is not parsed
+        if isinstance(message, RawRequestMessage) and not message.path:
+            refusal = BadHttpMessage("no target")
+            self._messages[-1] = (_ErrInfo(400, refusal, refusal.message), EMPTY_PAYLOAD)
 
     def _feed(self, data: bytes) -> None:
         """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""

@@ -227,6 +227,10 @@ class Front:
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
 
+    def failed(self, error: BaseException) -> None:
+        """Tell of a fault of ours that ends a connection."""
+        self._observer.background_failed(error)
+
     def tell_all(self) -> None:
         """Tell the observer of what it was not told yet."""
         self._ready.tell_all()

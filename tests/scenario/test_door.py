@@ -104,6 +104,7 @@ REFUSED = {
     "coding in HTTP/1.0": (post(CHUNKED, CHUNKS, b"HTTP/1.0"), 400, "BadRequest"),
     "coding that stays on": (post(b"Transfer-Encoding: gzip, chunked\r\n", CHUNKS), 501, "NotImplemented"),
     "CONNECT": (get(b"evil.test:443", method=b"CONNECT"), 405, "MethodNotAllowed"),
+    "CONNECT to nowhere": (b"CONNECT \r\n" + HOST + b"\r\n", 400, "BadRequest"),
     "unknown expectation": (post(b"Expect: a-miracle\r\n" + LENGTH), 417, "BadRequest"),
     "two expectations": (post(b"Expect: 100-continue, a-miracle\r\n" + LENGTH), 417, "BadRequest"),
     "value that is not UTF-8": (get(b"/x", HOST + b"X: \xff\r\n"), 400, "BadRequest"),
@@ -200,13 +201,14 @@ async def test_s4_a_refused_request_ends_only_its_own_connection(rig: WireRig) -
         assert (await good.request("GET", "/x")).body == b"fine"
 
 
-async def test_s4_a_request_before_a_refused_one_is_answered(rig: WireRig) -> None:
+@pytest.mark.parametrize("refused", [SMUGGLING["two lengths"], b"CONNECT \r\n\r\n"])
+async def test_s4_a_request_before_a_refused_one_is_answered(rig: WireRig, refused: bytes) -> None:
     gate = Gate()
     rig.upstream.answer = answers.after(gate, answers.respond(b"fine"))
     async with await rig.client() as client:
         await client.send(get(b"/first"))
         await gate.wait_arrived()
-        await client.send(SMUGGLING["two lengths"] + HIDDEN)
+        await client.send(refused + HIDDEN)
         gate.open()
         assert (await client.read_response()).body == b"fine"
         assert (await client.read_response()).status == 400
