@@ -11,7 +11,9 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.peers.content import TARGET, body, text
 from benchmarks.peers.load import LINES, one_by_one_ms, p99
@@ -21,6 +23,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_sync
 
 _CONNECTIONS = 64
+_NOTHING: Mapping[str, str] = {}
 _SECRET = {"DASHCACHE_KEY_SECRET": "the-same-for-all-" * 2}
 
 
@@ -51,25 +54,31 @@ class Found:
     tiers_mib: float
 
 
-def measure(asked: Asked) -> list[Found]:
-    """One worker, two, and four, before a Redis that has all texts."""
+def measure(asked: Asked, workers: Sequence[int] = (1, 2, 4), env: Mapping[str, str] = _NOTHING) -> list[Found]:
+    """So many *workers*, one after the other, before a Redis that has all texts; *env* adds to the proxy's settings."""
     port = free_port()
     with process(python("benchmarks.peers.servers", "upstream", str(port)), port, OTHER_CORE), RedisServer() as redis:
         url = f"http://127.0.0.1:{port}"
         with ProxyProcess(dashscope_url=url, redis_url=redis.url, env=_SECRET) as proxy:
             one_by_one_ms(proxy.http_port, [body([text(at)]) for at in range(asked.texts)])
             wait_until_sync(lambda: redis.count_entries() == asked.texts, 30.0, "all to be stored")
-        return [_measured(workers, url, redis.url, asked) for workers in (1, 2, 4)]
+        return [_measured(number, url, redis.url, asked, {**_SECRET, **env}) for number in workers]
 
 
-def _measured(workers: int, url: str, redis_url: str, asked: Asked) -> Found:
-    with ProxyProcess(dashscope_url=url, redis_url=redis_url, workers=workers, env=_SECRET) as proxy:
+def _measured(workers: int, url: str, redis_url: str, asked: Asked, env: Mapping[str, str]) -> Found:
+    with ProxyProcess(dashscope_url=url, redis_url=redis_url, workers=workers, env=env) as proxy:
         took_ms = asyncio.run(_ask(proxy.http_port, asked))
-        time.sleep(1.0)  # gauges are told of once a second
-        stats = proxy.stats()
+
+        def told() -> dict[str, Any] | None:
+            """The figures, once all requests are in them and each worker has told of its tier (once a second)."""
+            stats = proxy.stats()
+            embedding = stats["operations"]["embedding"]
+            if embedding["upstream_calls"]:
+                raise RuntimeError("no hits")
+            return stats if embedding["items"] == len(took_ms) and stats["memory"]["bytes"] else None
+
+        stats = wait_until_sync(told, 30.0, "all requests to be counted")
         embedding = stats["operations"]["embedding"]
-        if embedding["upstream_calls"]:
-            raise RuntimeError("no hits")
         return Found(
             workers,
             embedding["hits"]["memory"],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.peers import litellm
 from benchmarks.peers.content import OPENAI_TARGET, TARGET, TEXTS, body, openai_body, text
+from benchmarks.peers.machine import LOAD_CORES
 
 PROGRAM = shutil.which("wrk")
 LINES = {"Content-Type": "application/json", "Authorization": "Bearer sk-benchmark"}
@@ -68,7 +69,7 @@ def _table(lines: dict[str, str]) -> str:
     return ",".join(f'["{name}"]="{value}"' for name, value in lines.items())
 
 
-def wrk(port: int, script: Path, *, seconds: float, connections: int = 64, cores: str = "2,3") -> Load:
+def wrk(port: int, script: Path, *, seconds: float, connections: int = 64, cores: str = LOAD_CORES) -> Load:
     """
     Load on *port* from two threads (one, for one connection), pinned to *cores*.
 

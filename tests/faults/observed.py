@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.proxy_process import ProxyProcess
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, wait_until
 
 OPENED, CLOSED = "redis_breaker_open", "redis_breaker_closed"
 # What an operator may read about Redis: a line for a change, none for a request.
@@ -38,7 +38,7 @@ def redis_waits_s(proxy: ProxyProcess, after: int = 0) -> list[float]:
     return [record["redis_ms"] / 1000 for record in proxy.logs[after:] if record.get("event") == "request"]
 
 
-async def wait_event(proxy: ProxyProcess, event: str, timeout: float = 5.0, *, after: int = 0) -> None:  # noqa: ASYNC109
+async def wait_event(proxy: ProxyProcess, event: str, timeout: float = LONG_S, *, after: int = 0) -> None:  # noqa: ASYNC109
     """Wait for a line of this kind, with the event loop running."""
     await wait_until(lambda: events(proxy, after)[event], timeout, f"a line {event!r}")
 

@@ -31,6 +31,8 @@ from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim
 
 NOTICE_S = 0.5
+KERNEL_S = 0.05
+"""Within this the kernel closes what a killed process had open."""
 QUICK: dict[str, str] = {
     "DASHCACHE_LIMITS_NOTICE_S": str(NOTICE_S),
     "DASHCACHE_LIMITS_DRAIN_S": "10",
@@ -324,10 +326,11 @@ async def test_r11_a_killed_worker_takes_only_its_own_connections_along(
         kept = [await RawClient.connect(proxy.http_url) for _ in range(40)]
         for client in kept:
             assert (await post(client, balancer.texts[0])).status == 200
-        async with balancer.running(200.0, 4.0) as running:
-            await running.until(1.0)
+        async with balancer.running(200.0, 2.0) as running:
+            await running.until(0.5)
             killed_s = running.now_s
             os.kill(proxy.worker_pids()[0], signal.SIGKILL)
+            dead_s = running.now_s + KERNEL_S
             await asyncio.to_thread(proxy.wait_log, "worker_ended")
             gone = [client for client in kept if await is_over(client)]
             left = [client for client in kept if client not in gone]
@@ -336,10 +339,11 @@ async def test_r11_a_killed_worker_takes_only_its_own_connections_along(
         assert gone
         assert left
         failed = [sample for sample in running.report.samples if sample.outcome.error]
-        # What was with it at that moment; new connections wait for its successor, or are the other's.
-        assert all(killed_s - 0.2 <= sample.planned_s <= killed_s + 0.2 for sample in failed), running.report.summary()
-        assert len(failed) <= 5, running.report.summary()
-        print(len(gone), running.report.summary())
+        # What was with it at that moment, however much a busy machine lets pile up; new connections wait for its
+        # successor, or are the other's.
+        for sample in failed:
+            assert sample.started_s <= dead_s, (killed_s, dead_s, sample)
+            assert sample.planned_s + sample.latency_s >= killed_s, (killed_s, dead_s, sample)
         for client in kept:
             await client.close()
 

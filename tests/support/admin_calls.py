@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ADMIN_TIMEOUT_S = 10.0
+ADMIN_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 120.0
+"""New workers start one after the other: seconds on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class AdminCalls:
             **({"Content-Type": "application/json"} if body is not None else {}),
             **(headers or {}),
         }
-        connection = http.client.HTTPConnection(self.admin_address, timeout=ADMIN_TIMEOUT_S)
+        timeout_s = RELOAD_TIMEOUT_S if path == "/v1/reload" else ADMIN_TIMEOUT_S
+        connection = http.client.HTTPConnection(self.admin_address, timeout=timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), fields)
             answer = connection.getresponse()

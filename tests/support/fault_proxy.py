@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from tests.support import wire
 from tests.support.ports import PortReservation
 from tests.support.toxics import READ_SIZE, BlackHole, LineCutError, Pipe, Toxic
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, wait_until
 
 
 class Direction(enum.Flag):
@@ -175,7 +175,7 @@ class FaultProxy:
             line.cut(by_reset=by_reset)
             task.cancel()
 
-    async def wait_connections(self, count: int, timeout: float = 5.0) -> None:  # noqa: ASYNC109 (see waiting)
+    async def wait_connections(self, count: int, timeout: float = LONG_S) -> None:  # noqa: ASYNC109 (see waiting)
         """Wait until exactly *count* connections are open."""
         await wait_until(
             lambda: len(self._lines) == count, timeout, lambda: f"{count} connections ({len(self._lines)} now)"

@@ -4,7 +4,7 @@
 
 import asyncio
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, wait_until
 
 
 class Gate:
@@ -32,7 +32,7 @@ class Gate:
         """Hold whoever arrives from now on."""
         self._open.clear()
 
-    async def wait_arrived(self, count: int = 1, timeout: float = 5.0) -> None:
+    async def wait_arrived(self, count: int = 1, timeout: float = LONG_S) -> None:
         """Wait until *count* have arrived in all."""
         await wait_until(
             lambda: self.arrived >= count, timeout, lambda: f"{count} arrivals at {self.name} (so far {self.arrived})"

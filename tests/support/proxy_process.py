@@ -21,6 +21,7 @@ from typing import Any, Self
 from tests.support.admin_calls import AdminCalls
 from tests.support.child import ProcessInfo, children, descendants, kill_leftovers, reap, send_signal, spawn
 from tests.support.process_log import ProcessLog, Record
+from tests.support.waiting import LONG_S
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "proxy", "run")
@@ -53,7 +54,7 @@ class ProxyProcess(AdminCalls):
         data_dir: Path | None = None,
         env: Mapping[str, str] | None = None,
         command: Sequence[str] = COMMAND,
-        start_timeout_s: float = 30.0,
+        start_timeout_s: float = 90.0,
     ) -> None:
         self.key_secret = key_secret or secrets.token_hex(32)
         self._owns_data_dir = data_dir is None
@@ -201,7 +202,7 @@ class ProxyProcess(AdminCalls):
         """All that it wrote to stdout and stderr, as it is."""
         return self._log.raw if self._log else b""
 
-    def wait_log(self, event: str | None = None, timeout: float = 10.0, *, after: int = 0, **fields: Any) -> Record:
+    def wait_log(self, event: str | None = None, timeout: float = LONG_S, *, after: int = 0, **fields: Any) -> Record:
         """
         The first log line with this *event* and these *fields*, counted from line *after*; LookupError without one.
 

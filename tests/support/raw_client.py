@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tests.support import wire
 
-DEFAULT_TIMEOUT_S = 15.0
+DEFAULT_TIMEOUT_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any, Self
 from tests.support import wire
 from tests.support.ports import PortReservation
 from tests.support.recorded import Connection, RecordedRequest
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, wait_until
 
 Answer = Callable[[RecordedRequest, asyncio.StreamWriter], Awaitable[None]]
 # Called when only the head is there, before the body is read. True: it is answered, close without reading the body.
@@ -145,14 +145,14 @@ class RawUpstream:
             if isinstance(transport, asyncio.WriteTransport):
                 transport.abort()
 
-    async def wait_requests(self, count: int = 1, timeout: float = 5.0) -> list[RecordedRequest]:
+    async def wait_requests(self, count: int = 1, timeout: float = LONG_S) -> list[RecordedRequest]:
         """Wait until *count* complete requests have come in all; return all so far."""
         await wait_until(
             lambda: len(self.requests) >= count, timeout, lambda: f"{count} requests ({len(self.requests)} so far)"
         )
         return self.requests
 
-    async def wait_closed(self, count: int = 1, timeout: float = 5.0) -> float:
+    async def wait_closed(self, count: int = 1, timeout: float = LONG_S) -> float:
         """Wait until the other side has closed *count* connections in all; the monotonic time of the last of these."""
         await wait_until(
             lambda: len(self._closings()) >= count,

@@ -26,8 +26,8 @@ from tests.support.ports import PortReservation
 from tests.support.redis_dump import dump_server
 from tests.support.waiting import WaitTimeoutError, wait_until_sync
 
-START_TIMEOUT_S = 20.0
-COMMAND_TIMEOUT_S = 5
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 30
 
 
 class RedisServerError(Exception):
@@ -40,6 +40,16 @@ def find_redis_program() -> str:
     if found := shutil.which("redis-server") or shutil.which("redis-server", path=beside):
         return found
     raise RedisServerError("no redis-server on the PATH nor beside the interpreter")
+
+
+def find_redis_programs() -> list[str]:
+    """
+    Every redis-server at hand: the one on the PATH and the one beside the interpreter.
+
+    Each by the name that it was found under: Debian's is a link to a program that acts by the name that it is run by.
+    """
+    found = (shutil.which("redis-server"), shutil.which("redis-server", path=str(Path(sys.executable).parent)))
+    return sorted({program for program in found if program})
 
 
 @functools.cache

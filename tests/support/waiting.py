@@ -14,6 +14,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONG_S = 30.0
+"""For what comes soon, unless the machine is busy: only a failure waits so long."""
+
 # Short enough not to slow a test down, long enough not to steal the core from the process that is waited for.
 FIRST_PAUSE_S = 0.001
 LONGEST_PAUSE_S = 0.02
@@ -23,12 +26,16 @@ class WaitTimeoutError(TimeoutError):
     """A condition did not come true in time; the message names it."""
 
 
+class TooLateError(Exception):
+    """A span of time was over before all that had to happen within it had happened."""
+
+
 def _description(what: str | Callable[[], str]) -> str:
     return what if isinstance(what, str) else what()
 
 
 async def wait_until(
-    condition: Callable[[], T | Awaitable[T]], timeout: float = 5.0, what: str | Callable[[], str] = "condition"
+    condition: Callable[[], T | Awaitable[T]], timeout: float = LONG_S, what: str | Callable[[], str] = "condition"
 ) -> T:
     """
     Poll *condition* (plain or async) until it is truthy and return its value; the event loop keeps running.
@@ -49,7 +56,9 @@ async def wait_until(
         pause = min(pause * 2, LONGEST_PAUSE_S)
 
 
-def wait_until_sync(condition: Callable[[], T], timeout: float = 5.0, what: str | Callable[[], str] = "condition") -> T:
+def wait_until_sync(
+    condition: Callable[[], T], timeout: float = LONG_S, what: str | Callable[[], str] = "condition"
+) -> T:
     """Poll as `wait_until` does, from code without an event loop; it blocks the thread."""
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE_S
@@ -59,3 +68,21 @@ def wait_until_sync(condition: Callable[[], T], timeout: float = 5.0, what: str 
         time.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_S)
     return value
+
+
+async def with_time_enough(case: Callable[[float], Awaitable[None]], first_s: float) -> None:
+    """
+    Run *case* with a span of *first_s* seconds, and with four times as long a one as often as that was too short.
+
+    For what a test needs to happen within a time that the product keeps, and that nobody can hold: *case* raises
+    TooLateError when its machine was too slow for it, which shows nothing, and starts afresh. The third is the last.
+    """
+    for span_s in (first_s, 4 * first_s, 16 * first_s):
+        late: BaseExceptionGroup[TooLateError] | None = None
+        try:
+            await case(span_s)
+        except* TooLateError as error:  # of a task group, too
+            late = error
+        if late is None:
+            return
+    raise late

@@ -10,7 +10,6 @@ import functools
 import inspect
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -35,6 +34,7 @@ from proxy.settings_source import (  # noqa: E402
     load,
     load_with_sources,
 )
+from tests.support.redis_server import find_redis_programs  # noqa: E402
 
 CONFIG = ROOT / "config"
 PAGE = ROOT / "docs" / "settings.md"
@@ -180,13 +180,6 @@ def test_the_page_lists_every_name() -> None:
         assert f"`{dotted(leaf.path)}`" in page
 
 
-def _servers() -> list[str]:
-    """Every redis-server at hand: the one on the PATH and the one that comes along."""
-    beside = Path(sys.executable).with_name("redis-server")
-    on_path = shutil.which("redis-server")
-    return sorted({str(Path(found).resolve()) for found in (on_path, beside) if found and Path(found).exists()})
-
-
 def _redis_conf() -> dict[str, str]:
     lines = (CONFIG / "redis.conf").read_text().splitlines()
     return dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
@@ -199,10 +192,10 @@ def test_redis_conf_has_the_promised_values() -> None:
 
 
 def test_a_server_comes_along() -> None:
-    assert _servers()
+    assert find_redis_programs()
 
 
-@pytest.mark.parametrize("program", _servers())
+@pytest.mark.parametrize("program", find_redis_programs())
 def test_redis_conf_loads(program: str, tmp_path: Path) -> None:
     """The server starts with it, on a Unix socket only, and says so; it is told to end over that socket."""
     redis = pytest.importorskip("redis")

@@ -23,7 +23,7 @@ from tests.vendor_sim.settings import SimSettings
 from tests.vendor_sim.sim import VendorSim
 
 T = TypeVar("T")
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 _ROOT = Path(__file__).parents[2]
 
 

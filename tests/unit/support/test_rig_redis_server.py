@@ -2,13 +2,15 @@
 
 import os
 import socket
+import subprocess
 import time
 
 import pytest
 import redis
 
+from proxy.ops.processes import redis_child
 from tests.support.child import process_state
-from tests.support.redis_server import RedisServer, RedisServerError, find_redis_program
+from tests.support.redis_server import RedisServer, RedisServerError, find_redis_program, find_redis_programs
 
 
 def connect(server: RedisServer) -> socket.socket:
@@ -17,6 +19,21 @@ def connect(server: RedisServer) -> socket.socket:
 
 def test_the_program_is_found():
     assert os.access(find_redis_program(), os.X_OK)
+    assert find_redis_program() in find_redis_programs()
+
+
+def test_a_program_that_is_a_link_is_run_by_its_own_name(tmp_path, monkeypatch):
+    """As Debian's redis-server is: what it links to is another program when it is run by that name."""
+    several = tmp_path / "redis-check-rdb"
+    several.write_text('#!/bin/sh\ntest "${0##*/}" = redis-server && echo "Redis server v=7.0.15"\n')
+    several.chmod(0o755)
+    (tmp_path / "redis-server").symlink_to(several)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    programs = find_redis_programs()
+    assert str(tmp_path / "redis-server") in programs
+    for program in {*programs, find_redis_program(), str(redis_child.find_program())}:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        assert "v=" in told
 
 
 def test_it_answers_at_its_url_and_persists_nothing(redis_server):

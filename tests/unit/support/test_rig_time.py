@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate
-from tests.support.waiting import WaitTimeoutError, wait_until, wait_until_sync
+from tests.support.waiting import TooLateError, WaitTimeoutError, wait_until, wait_until_sync, with_time_enough
 
 
 async def test_waiting_returns_the_value_once_it_is_true_and_lets_the_loop_run():
@@ -66,3 +66,33 @@ def test_time_passes_on_both_clocks_but_a_step_moves_only_the_wall_clock():
     assert (clock.monotonic(), clock.wall()) == (12.5, -2597.5)
     with pytest.raises(ValueError, match="backwards"):
         clock.advance(-1)
+
+
+async def test_what_was_too_late_is_tried_again_with_more_time():
+    spans: list[float] = []
+
+    async def case(span_s: float) -> None:
+        spans.append(span_s)
+        if len(spans) == 1:
+            raise TooLateError
+        if len(spans) == 2:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(3_600))
+                raise TooLateError
+
+    await with_time_enough(case, 0.5)
+    assert spans == [0.5, 2.0, 8.0]
+
+
+async def test_what_is_always_too_late_and_what_is_wrong_are_failures():
+    async def never(_span_s: float) -> None:
+        raise TooLateError
+
+    async def wrong(_span_s: float) -> None:
+        raise AssertionError("wrong")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await with_time_enough(never, 0.5)
+    assert caught.group_contains(TooLateError)
+    with pytest.raises(AssertionError, match="wrong"):
+        await with_time_enough(wrong, 0.5)
