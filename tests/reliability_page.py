@@ -65,6 +65,7 @@ SECTIONS = {
         "C10": "A restart forgets nothing that matters",
         "C11": "What is not seen is bounded by the lifetime",
         "C12": "A collection that was dropped and made anew shows nothing old",
+        "C17": "The last word about a mode wins, over replicas and restarts; when it ends, the one before it holds",
     },
     "Security": {
         "S1": "No answer crosses credentials",

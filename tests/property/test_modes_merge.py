@@ -54,8 +54,14 @@ def test_the_last_set_decides(rules, upstream, operation, now_unix_s):
     assert mode in {rule.mode for rule in fitting if rule.set_unix_s == latest}
 
 
+@given(RULES, st.sampled_from(["a", "b", "c"]), st.sampled_from(["embedding", "rerank"]), TIMES)
+def test_what_is_left_out_would_never_decide(rules, upstream, operation, now_unix_s):
+    decides = [rule for rule in rules if rule.covers(upstream, operation) and rule.is_active(now_unix_s)]
+    expected = max(decides, key=lambda rule: rule.rank, default=None)
+    assert Modes().merged(rules).deciding(upstream, operation, now_unix_s) == expected
+
+
 @given(RULES)
-def test_one_rule_per_scope(rules):
-    scopes = [rule.scope for rule in Modes().merged(rules).rules]
-    assert len(scopes) == len(set(scopes))
-    assert set(scopes) == {rule.scope for rule in rules}
+def test_no_rule_is_kept_that_another_silences(rules):
+    kept = Modes().merged(rules).rules
+    assert not any(one.silences(other) for one in kept for other in kept)

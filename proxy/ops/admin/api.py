@@ -112,6 +112,7 @@ class Admin:
             order.operation,
             until_unix_s=None if order.for_s is None else now_unix_s + order.for_s,
             reason=order.reason,
+            by=self._caller(request),
         )
         done = await self._book.switch(rule)
         return document(
@@ -122,6 +123,11 @@ class Admin:
                 **modes_document(self._book.live, self._upstreams),
             }
         )
+
+    def _caller(self, request: web.Request) -> str:
+        """How the operator is known here: by address, and whether by the token; it names no person."""
+        known = "by token" if self._settings.listen.admin_token is not None else "without token"
+        return f"{request.remote or 'unknown'} {known}"
 
     async def _purge(self, request: web.Request) -> web.Response:
         extent = purge_order(await request.read(), self._upstreams).extent

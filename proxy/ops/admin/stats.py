@@ -97,13 +97,26 @@ def stats(
 
 
 def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What holds for each upstream and those of its operations that have modes, and the rules that make it so."""
+    """
+    What holds for each upstream and those of its operations that have modes, and the rules that make it so.
+
+    ``waiting`` are rules that a later one stands before; some of them hold when that one ends.
+    """
+    switchable = {
+        upstream: [name for name in operations if name in labels.SWITCHABLE]
+        for upstream, operations in upstreams.items()
+    }
+    pairs = [(upstream, name) for upstream, names in switchable.items() for name in names]
+    deciding = {pair: modes.deciding(*pair) for pair in pairs}
+    in_force = dict.fromkeys(deciding.values())
+    latest_first = reversed(modes.valid().rules)
+    waiting = [rule for rule in latest_first if rule not in in_force and any(rule.covers(*pair) for pair in pairs)]
     return {
         "effective": {
-            upstream: {name: modes.mode(upstream, name) for name in operations if name in labels.SWITCHABLE}
-            for upstream, operations in upstreams.items()
+            upstream: {name: deciding[upstream, name].mode for name in names} for upstream, names in switchable.items()
         },
-        "rules": [_rule(rule) for rule in modes.in_force()],
+        "rules": [_rule(rule) for rule in in_force],
+        "waiting": [_rule(rule) for rule in waiting],
     }
 
 
@@ -124,6 +137,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "until_unix_s": rule.until_unix_s,
         "set_unix_s": rule.set_unix_s or None,
         "source": "switched" if rule.set_unix_s else "settings",
+        "by": rule.by if rule.set_unix_s else "settings",
         "reason": rule.reason,
     }
 

@@ -48,7 +48,7 @@ def _purges(document: dict[str, Any]) -> list[list[str]]:
 
 
 def _settings(state: dict[str, Any]) -> str:
-    loaded = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(state["loaded_unix_s"]))
+    loaded = _moment(state["loaded_unix_s"], "")
     return f"of {loaded}{', a reload is under way' if state['reloading'] else ''}"
 
 
@@ -97,11 +97,18 @@ def _upstreams(document: dict[str, Any]) -> str:
 
 
 def _rules(document: dict[str, Any]) -> str:
-    rows = [
-        [rule["mode"], rule["upstream"], rule["operation"], rule["source"], rule["reason"]]
-        for rule in document["modes"]["rules"]
-    ]
-    return _columns([["mode", "upstream", "operation", "from", "reason"], *rows])
+    modes = document["modes"]
+    rows = [_rule(rule, "") for rule in modes["rules"]] + [_rule(rule, "waits, ") for rule in modes["waiting"]]
+    return _columns([["mode", "upstream", "operation", "until", "since", "by", "reason"], *rows])
+
+
+def _rule(rule: dict[str, Any], before: str) -> list[str]:
+    until, since = _moment(rule["until_unix_s"], "for good"), _moment(rule["set_unix_s"], "the start")
+    return [f"{before}{rule['mode']}", rule["upstream"], rule["operation"], until, since, rule["by"], rule["reason"]]
+
+
+def _moment(unix_s: float | None, otherwise: str) -> str:
+    return otherwise if unix_s is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
 
 
 def _columns(rows: list[list[Any]]) -> str:

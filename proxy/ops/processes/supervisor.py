@@ -18,7 +18,7 @@ import msgspec
 import proxy
 from proxy.core.key import Secret
 from proxy.core.listening import shown
-from proxy.core.modes import Modes
+from proxy.core.modes import Mode, Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
@@ -33,7 +33,7 @@ from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.processes.reload import Reloader
 from proxy.ops.processes.workers import NotReplacedError, Workers
-from proxy.ops.switches.modes import ModeBook
+from proxy.ops.switches.modes import ModeBook, rule_fields
 from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.switches.share import Share
 from proxy.ops.telemetry import labels
@@ -138,6 +138,7 @@ class Supervisor:
         purges = PurgeBook(folder.path, self._set_purges)
         for known in (book, purges):
             known.load()
+        stack.callback(self._tasks.start(book.run()).cancel)
         admin = Admin(self._settings, self.state, book, purges, metrics)
         admin.reload = self._reloader.reload
 
@@ -242,6 +243,9 @@ class Supervisor:
         await workers.wait_all_serve()
         self.state.phase = Phase.SERVING
         logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis)
+        for rule in book.live.valid().rules:
+            if rule.mode is not Mode.ON:  # it may have outlived a restart, and be forgotten
+                logger().warning("mode_is_not_on", **rule_fields(rule))
 
     async def _put_in_force(self, settings: Settings) -> None:
         """Replace the workers by others with *settings*, and then go by them here too. Raises NotReplacedError."""

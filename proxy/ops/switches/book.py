@@ -45,7 +45,7 @@ class Book(ABC, Generic[Value]):
     ) -> None:
         self.form = form
         self.held = form.empty
-        self._path = folder / f"{form.name}.json"
+        self.path = folder / f"{form.name}.json"
         self._push = push
         self._unix_s = unix_s
         self._writing = asyncio.Lock()
@@ -57,7 +57,7 @@ class Book(ABC, Generic[Value]):
     def load(self) -> None:
         """Take up the orders of the last run; damaged ones are left out and reported."""
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 stored = file.read(self.form.max_bytes + 1)
             self._hold(self._with(self.form.decode(stored)))
         except FileNotFoundError:
@@ -71,8 +71,11 @@ class Book(ABC, Generic[Value]):
         """Take up another replica's orders, as far as they are later than ours."""
         merged = self._with(others)
         if merged != self.held:
-            logger().info(f"{self.form.name}_taken_over")
+            self._log_taken_over(merged)
             await self._apply(merged)
+
+    def _log_taken_over(self, merged: Value) -> None:  # noqa: ARG002  a kind of book may say more
+        logger().info(f"{self.form.name}_taken_over")
 
     def _hold(self, value: Value) -> None:
         """From now on *value* holds."""
@@ -92,7 +95,7 @@ class Book(ABC, Generic[Value]):
             # What is in force now, not what was when this was called: a later order may have come meanwhile.
             stored = self.form.encode(self.held)
             try:
-                await asyncio.to_thread(replace_file, self._path, stored)
+                await asyncio.to_thread(replace_file, self.path, stored)
             except OSError as error:
                 logger().warning(f"{self.form.name}_not_written", error=type(error).__name__)
                 return False

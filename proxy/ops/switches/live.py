@@ -19,9 +19,10 @@ from proxy.settings import Start
 EVERYTHING = "*"
 MAX_RULES = 256
 MAX_REASON = 200
+MAX_BY = 80
 MAX_STORED_BYTES = 128 * 1024
 _KEEP_ENDED_S = 86_400.0
-"""An ended rule is kept for a day: a replica that was away may still hold an older one for the same scope."""
+"""An ended rule is kept for a day: should the clock be set back, it has not ended yet."""
 _NEVER = math.inf
 
 
@@ -37,7 +38,7 @@ class LiveModes:
         self._switched = Modes()
         self._unix_s = unix_s
         self._answers: dict[tuple[str, str], Mode] = {}
-        self._in_force = self._start
+        self._valid = self._start
         self.same_until_unix_s = _NEVER
         self.version = 0
 
@@ -63,20 +64,24 @@ class LiveModes:
             self._refresh(now_unix_s)
         answer = self._answers.get((upstream, operation))
         if answer is None:
-            answer = self._in_force.mode(upstream, operation, now_unix_s)
+            answer = self._valid.mode(upstream, operation, now_unix_s)
             if len(self._answers) < MAX_RULES:
                 self._answers[upstream, operation] = answer
         return answer
 
-    def in_force(self) -> tuple[Rule, ...]:
-        """The rules that count now; those from the settings have ``set_unix_s`` zero."""
-        now_unix_s = self._unix_s()
-        self._refresh(now_unix_s)
-        return self._in_force.rules
+    def deciding(self, upstream: str, operation: str) -> Rule:
+        """The rule that decides for *operation* at *upstream* now; of a rule of the settings ``set_unix_s`` is zero."""
+        rule = self.valid().deciding(upstream, operation, self._unix_s())
+        return rule if rule is not None else Rule(Mode.ON)
+
+    def valid(self) -> Modes:
+        """The rules that have not ended, those of the settings among them; not all of them need decide anything now."""
+        self._refresh(self._unix_s())
+        return self._valid
 
     def _refresh(self, now_unix_s: float) -> None:
         active = self._switched.active(now_unix_s)
-        self._in_force = self._start.merged(active)
+        self._valid = self._start.merged(active)
         ends = [rule.until_unix_s for rule in active if rule.until_unix_s is not None]
         self.same_until_unix_s = min(ends, default=_NEVER)
         self._answers = {}
@@ -91,9 +96,9 @@ def start_modes(start: Start) -> Modes:
 
 
 def tidied(modes: Modes, now_unix_s: float) -> Modes:
-    """*modes* without rules that ended long ago, and not more than can be stored: the latest stay."""
-    kept = [rule for rule in modes.rules if rule.until_unix_s is None or now_unix_s < rule.until_unix_s + _KEEP_ENDED_S]
-    kept.sort(key=lambda rule: rule.set_unix_s)
+    """*modes* less what ended long ago, as many as can be stored: first those without an end, then the latest."""
+    kept = [rule for rule in modes.rules if now_unix_s < rule.end_unix_s + _KEEP_ENDED_S]
+    kept.sort(key=lambda rule: (rule.until_unix_s is None, rule.rank))
     return Modes().merged(kept[-MAX_RULES:])
 
 
@@ -125,6 +130,8 @@ def _check(rule: Rule) -> None:
         check_time(rule.until_unix_s)
     if len(rule.reason) > MAX_REASON or not rule.reason.isprintable():
         raise BadOrders("a reason that cannot be")
+    if len(rule.by) > MAX_BY or not rule.by.isprintable():
+        raise BadOrders("a caller that cannot be")
 
 
 MODES = Form("modes", Modes(), MAX_STORED_BYTES, encode, decode)

@@ -57,7 +57,7 @@ def test_when_a_switch_ends_the_settings_hold_again(clock: Clock) -> None:
     assert modes.mode("dashscope", "embedding") is Mode.BYPASS
     clock.unix_s = until
     assert modes.mode("dashscope", "embedding") is Mode.SHADOW
-    assert [rule.mode for rule in modes.in_force()] == [Mode.SHADOW]
+    assert [rule.mode for rule in modes.valid().rules] == [Mode.SHADOW]
 
 
 def test_answers_for_unknown_names_are_right_but_not_all_remembered(clock: Clock) -> None:
@@ -91,6 +91,8 @@ def test_rules_survive_being_written_down() -> None:
         {"mode": "on", "set_unix_s": 5, "upstream": "**"},
         {"mode": "on", "set_unix_s": 5, "reason": "x" * 201},
         {"mode": "on", "set_unix_s": 5, "reason": "line\nfeed"},
+        {"mode": "on", "set_unix_s": 5, "by": "x" * 81},
+        {"mode": "on", "set_unix_s": 5, "by": "line\nfeed"},
     ],
 )
 def test_rules_that_no_operator_could_set_are_refused(rule: dict[str, object]) -> None:
@@ -138,3 +140,12 @@ def test_rules_that_ended_long_ago_and_too_many_are_tidied_away() -> None:
     kept = tidied(Modes().merged([old, *many]), 10.0 + 90_000)
     assert len(kept.rules) == MAX_RULES
     assert min(rule.set_unix_s for rule in kept.rules) == 103.0
+
+
+def test_a_rule_without_an_end_outlasts_any_number_of_timed_ones() -> None:
+    lasting = Rule(Mode.BYPASS, set_unix_s=5.0)
+    many = [Rule(Mode.ON, until_unix_s=9_000.0 - age, set_unix_s=10.0 + age) for age in range(MAX_RULES + 3)]
+    kept = tidied(Modes().merged([lasting, *many]), 100.0)
+    assert len(kept.rules) == MAX_RULES
+    assert lasting in kept.rules
+    assert kept.mode("dashscope", "embedding", 9_001.0) is Mode.BYPASS
