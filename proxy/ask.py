@@ -178,7 +178,7 @@ class Upstreams:
             raise
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
-        outcome.upstream_status = reply.status
+        outcome.upstream_status = reply.status if reply.grpc_status is None else reply.grpc_status.as_http
         code = reply.grpc_status.code if reply.grpc_status is not None else None
         if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells
             try:

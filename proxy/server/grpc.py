@@ -28,8 +28,9 @@ from proxy.errors import ClientError, ErrorCode, ProxyError
 from proxy.flow import Flow
 from proxy.server.front import RequestObserver
 from proxy.server.grpc_intake import GrpcIntake
+from proxy.server.grpc_server import GrpcServer
 from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
-from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Metadata, metadata_of
+from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Metadata, Options, metadata_of
 
 # isort: split
 import grpc
@@ -37,9 +38,6 @@ import grpc.aio
 
 ErrorLines = Callable[[str], HeaderLines]
 """Request id of an error of ours to trailing metadata in the vendor's shape."""
-
-
-_Options = tuple[tuple[str, int], ...]
 
 
 class GrpcFront:
@@ -77,11 +75,16 @@ class GrpcFront:
     async def listen(self, upstream: str, host: str, number: int, tls: Tls | None = None) -> int:
         """Serve *upstream* on one port, shared with the other workers; the port's number (0 lets the kernel choose)."""
         credentials = None if tls is None else _credentials(tls)
-        port = _Port(_AnyMethod(self, upstream), host, number, credentials, self._options)
-        port.number = await port.open()
-        self._ports.append(port)
-        self._tasks.start(port.keep(self._tasks, self._observer))
-        return port.number
+        server = GrpcServer(
+            _AnyMethod(self, upstream),
+            self._options,
+            tasks=self._tasks,
+            on_unreadable=lambda: self._unreadable(upstream),
+            on_failed=self._observer.background_failed,
+        )
+        bound = await server.open(f"{_bracketed(host)}:{number}", credentials)
+        self._ports.append(_Port(host, bound, server))
+        return bound
 
     async def stop(
         self, grace_s: float, linger_s: float = 0.0, is_hastened: Callable[[], bool] = lambda: False
@@ -93,8 +96,6 @@ class GrpcFront:
         others go on in its place, connections are left for *linger_s* to end by their age, which breaks no call.
         """
         ports, self._ports = self._ports, []
-        for port in ports:
-            port.leave()
         addresses = {(port.host, port.number) for port in ports}
         listeners = listening_on(addresses)
         for listener in listeners:
@@ -103,7 +104,7 @@ class GrpcFront:
         for listener in listeners:
             take_away(listener)
         await until(lambda: is_hastened() or connected_to(addresses) == 0, linger_s, _LOOK_S)
-        await asyncio.gather(*(port.stop(grace_s) for port in ports))
+        await asyncio.gather(*(port.server.stop(grace_s) for port in ports))
         await self._tasks.wait_done(grace_s)
 
     async def handle(self, intake: GrpcIntake, details: Any, context: Any) -> bytes:  # noqa: ANN401  see ``service``
@@ -150,6 +151,12 @@ class GrpcFront:
         lines = (*self._error_lines(outcome.request_id), (b"x-dashcache-error", error.code.encode("ascii")))
         return _Ending(b"", GrpcStatus(_code(error), f"{error.code}: {error.message}"), metadata_of(lines))
 
+    def _unreadable(self, upstream: str) -> None:
+        """Tell of a call whose name is not UTF-8; the library has cancelled it."""
+        outcome = Outcome(upstream=upstream, state=CacheState.REFUSED, detail=ErrorCode.BAD_REQUEST, status=400)
+        outcome.grpc_code = grpc.StatusCode.CANCELLED.value[0]
+        self._observer.observe(outcome)
+
     def _finished(self, call: "_Call") -> None:
         outcome = call.outcome
         self.running -= 1
@@ -159,6 +166,15 @@ class GrpcFront:
             self._observer.background_failed(error)
         outcome.total_ms = (self._clock.monotonic() - outcome.started_s) * 1000
         self._observer.observe(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """Where a server listens."""
+
+    host: str
+    number: int
+    server: GrpcServer
 
 
 @dataclass(slots=True)
@@ -183,7 +199,7 @@ class _Ending:
 def _ending(answer: Answer, outcome: Outcome, content: bytes) -> _Ending:
     """*answer* with its whole *content*; *outcome* tells of it."""
     status = answer.grpc_status or GrpcStatus()
-    outcome.status, outcome.grpc_code, outcome.bytes_out = answer.status, status.code, len(content)
+    outcome.status, outcome.grpc_code, outcome.bytes_out = status.as_http, status.code, len(content)
     return _Ending(content, status, (*metadata_of(answer.headers), *_own_metadata(header_lines(outcome))))
 
 
@@ -230,75 +246,7 @@ class _AnyMethod:
         return grpc.stream_unary_rpc_method_handler(handle)
 
 
-class _Port:
-    """
-    A listening server, made anew when it ends by itself.
-
-    grpcio 1.85's asyncio server stops listening for good when a path is not UTF-8: one call from anybody would be
-    enough. Running calls go on; for at most ``_LOOK_S`` seconds only the other workers take new ones.
-    """
-
-    def __init__(self, handler: _AnyMethod, host: str, number: int, credentials: object, options: _Options) -> None:
-        self.host = host
-        self.number = number
-        self._handler = handler
-        self._credentials = credentials
-        self._options = options
-        self._server: Any = None
-        self._ended: set[Any] = set()
-        self._is_stopping = False
-
-    async def open(self) -> int:
-        """Bind and serve; raises RuntimeError when the address cannot be had."""
-        server: Any = grpc.aio.server(handlers=(self._handler,), options=self._options)
-        address = f"{_bracketed(self.host)}:{self.number}"
-        bound: int = (
-            server.add_insecure_port(address)
-            if self._credentials is None
-            else server.add_secure_port(address, self._credentials)
-        )
-        await server.start()
-        self._server = server
-        return bound
-
-    async def keep(self, tasks: Tasks, observer: RequestObserver) -> None:
-        """Serve until ``stop``."""
-        while not self._is_stopping:
-            try:
-                await self._server.wait_for_termination(_LOOK_S)
-            except Exception as error:  # noqa: BLE001  whatever ended it
-                observer.background_failed(error)
-                tasks.start(self._end(self._server))
-                await self._reopen()
-
-    async def _reopen(self) -> None:
-        while not self._is_stopping:
-            try:
-                await self.open()
-            except RuntimeError:  # the address is taken, which can pass
-                await asyncio.sleep(_LOOK_S)
-            else:
-                return
-
-    async def _end(self, server: Any) -> None:  # noqa: ANN401
-        self._ended.add(server)
-        try:
-            await server.stop(_LEFT_S)
-        finally:
-            self._ended.discard(server)
-
-    def leave(self) -> None:
-        """From now on this port is not made anew."""
-        self._is_stopping = True
-
-    async def stop(self, grace_s: float) -> None:
-        """Let running calls end, for at most *grace_s* seconds."""
-        self._is_stopping = True
-        await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ended)))
-
-
 _LOOK_S = 0.25
-_LEFT_S = 60.0
 _PING_EVERY_MS, _PING_ANSWER_MS = 60_000, 20_000
 
 
@@ -356,7 +304,7 @@ def _code(error: ProxyError) -> int:
 
 def _options(
     max_connections: int, idle_s: float, max_streams: int, min_ping_interval_s: float, connection_s: float
-) -> _Options:
+) -> Options:
     return (
         ("grpc.so_reuseport", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

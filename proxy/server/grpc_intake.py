@@ -33,7 +33,7 @@ class GrpcIntake:
         except KeyError:
             lines = lines_of(metadata)
         if not all(can_carry(name, value) for name, value in lines):
-            raise ClientError(ErrorCode.BAD_REQUEST, "a metadata value is not printable ASCII")
+            raise ClientError(ErrorCode.BAD_REQUEST, "a metadata name or value holds what gRPC does not allow")
         known = Head(method, self.upstream, ()), lines
         if len(method) + held_bytes(lines) <= _MAX_HEAD_BYTES:
             self._known[method, metadata] = known

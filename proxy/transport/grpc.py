@@ -37,12 +37,17 @@ MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+Options = tuple[tuple[str, int], ...]
+"""The library's channel arguments."""
 
 # Each connection's own. Accept-Encoding stands for HTTP's codings, which no message has.
 _CONNECTION = frozenset(
     {b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"te", b"user-agent"}
 )
 _PRINTABLE = re.compile(rb"[ -~]*")
+_NAME = re.compile(rb"[0-9a-z_.-]+")
+# Each hop's own measurements, and not the call's: they name spans, times and costs of the connection they came on.
+_TRANSPORT_BINARY = frozenset({b"grpc-trace-bin", b"grpc-tags-bin", b"grpc-server-stats-bin"})
 
 
 class GrpcReply:
@@ -124,7 +129,8 @@ class GrpcTransport:
     async def _call(self, request: Request, message: bytes, timeout_s: float) -> GrpcReply:
         method = self._channel.unary_unary(request.target)
         try:
-            metadata = metadata_of(request.headers)
+            # No key covers the protocol's own names, so that of a request nothing under them goes up.
+            metadata = metadata_of(tuple(line for line in request.headers if not line[0].startswith(b"grpc-")))
             call = method(message, metadata=metadata, timeout=max(timeout_s, 0), wait_for_ready=False)
             answer: bytes | None = await call
         except grpc.aio.AioRpcError as error:
@@ -146,7 +152,7 @@ class GrpcTransport:
 def lines_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> HeaderLines:
     """Metadata as header lines; values of names that end in ``-bin`` are any bytes."""
     return tuple(
-        (name.encode("ascii"), value if isinstance(value, bytes) else value.encode("utf-8"))
+        (name.encode("utf-8"), value if isinstance(value, bytes) else value.encode("utf-8"))
         for name, value in metadata or ()
     )
 
@@ -167,15 +173,28 @@ def metadata_of(lines: HeaderLines) -> Metadata:
 def _key(name: bytes) -> str:
     """The key of metadata for lines of that *name*; empty if there is none."""
     low = name.lower()
-    return "" if low in _CONNECTION or low.startswith((b"grpc-", b":")) else low.decode("ascii")
+    if low in _CONNECTION or _is_of_transport(low) or _NAME.fullmatch(low) is None:
+        return ""
+    return low.decode("ascii")
+
+
+def _is_of_transport(low: bytes) -> bool:
+    """
+    Whether a name is the protocol's own, so that each connection says it anew.
+
+    Those in ``-bin`` are not, but for three: ``grpc-status-details-bin`` and its like are the application's words.
+    """
+    if low.endswith(b"-bin"):
+        return low in _TRANSPORT_BINARY
+    return low.startswith((b"grpc-", b":"))
 
 
 def can_carry(name: bytes, value: bytes) -> bool:
-    """Whether gRPC can carry the line: printable ASCII, or any bytes under a name in ``-bin``."""
-    return name.endswith(b"-bin") or _PRINTABLE.fullmatch(value) is not None
+    """Whether gRPC can carry the line: a name it allows, and printable ASCII, or any bytes for one in ``-bin``."""
+    return _NAME.fullmatch(name) is not None and (name.endswith(b"-bin") or _PRINTABLE.fullmatch(value) is not None)
 
 
-def _options(connect_timeout_s: float, ping_interval_s: float) -> tuple[tuple[str, int], ...]:
+def _options(connect_timeout_s: float, ping_interval_s: float) -> Options:
     return (
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -12,7 +12,17 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 def block(*lines: tuple[bytes, bytes]) -> bytes:
     """Lines as HPACK literals without indexing (RFC 7541 §6.2.2)."""
-    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in lines)
+    return b"".join(b"\0" + _length(name) + name + _length(value) + value for name, value in lines)
+
+
+def _length(text: bytes) -> bytes:
+    """Of a string without Huffman's code (RFC 7541 §5.1, §5.2)."""
+    if len(text) < 127:
+        return bytes([len(text)])
+    coded, rest = b"\x7f", len(text) - 127
+    while rest >= 128:
+        coded, rest = coded + bytes([rest % 128 + 128]), rest // 128
+    return coded + bytes([rest])
 
 
 def grpc_head(path: bytes, *lines: tuple[bytes, bytes]) -> bytes:

@@ -8,6 +8,7 @@ background; never a text, a vector, a path, a header or a key.
 import re
 from typing import Any, Self
 
+from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.hits import Hits, HitSum
@@ -150,6 +151,7 @@ def request_fields(outcome: Outcome) -> dict[str, Any]:
         "detail": outcome.detail,
         "status": outcome.status,
         "grpc_code": outcome.grpc_code,
+        "grpc_status": name_of(outcome.grpc_code),
         "items": outcome.items,
         "hits_memory": outcome.hits_memory,
         "hits_redis": outcome.hits_redis,

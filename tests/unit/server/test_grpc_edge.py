@@ -12,6 +12,7 @@ import uvloop
 
 from proxy.core.answer import Answer, Body
 from proxy.core.found import Found
+from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.request import Head, Request
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
@@ -241,6 +242,29 @@ async def test_metadata_passes_downwards_before_and_after_the_message() -> None:
     assert [name for name, _ in trailing[4:]] == ["cache-status", "x-dashcache-items"]
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT])
+async def test_trailers_in_bin_pass_but_for_those_of_the_transport(code: Any) -> None:
+    """What carries an error's details (google.rpc.Status) begins with ``grpc-`` too."""
+    applications = (("grpc-status-details-bin", b"\x08\x03\x12\xff"), ("grpc-new-bin", b"\x00"), ("x-bin", b"\xfe"))
+
+    async def handler(message: bytes, context: Any) -> bytes:
+        trailing = (*applications, ("grpc-server-stats-bin", b"1"), ("grpc-trace-bin", b"1"), ("grpc-tags-bin", b"1"))
+        await context.send_initial_metadata((("grpc-initial-bin", b"\x01"),))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, "no", trailing)
+        context.set_trailing_metadata(trailing)
+        return message
+
+    async with running(handler) as rig:
+        call = rig.call()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call
+        assert await call.code() is code
+        assert tuple(map(tuple, await call.initial_metadata())) == (("grpc-initial-bin", b"\x01"),)
+        trailing = tuple(map(tuple, await call.trailing_metadata()))
+    assert tuple(line for line in trailing if line[0].endswith("-bin")) == applications
+
+
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 async def test_an_upstreams_status_passes_unchanged(code: Any) -> None:
     async def handler(message: bytes, context: Any) -> bytes:
@@ -252,7 +276,11 @@ async def test_an_upstreams_status_passes_unchanged(code: Any) -> None:
         (outcome,) = await rig.observed()
     assert (error.code(), error.details()) == (code, "Änderung: 100 % \n gone")
     assert tuple(map(tuple, error.trailing_metadata()))[:2] == (("request-id", "r"), ("extra-code", "-2034"))
-    assert (outcome.status, rig.relay.ran_after) == (502, 1)
+    assert (outcome.grpc_code, outcome.status, rig.relay.ran_after) == (
+        code.value[0],
+        GrpcStatus(code.value[0]).as_http,
+        1,
+    )
     assert outcome.state is not CacheState.REFUSED
 
 

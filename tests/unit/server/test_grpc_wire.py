@@ -25,6 +25,7 @@ from proxy.server.grpc import GrpcFront, Tls
 from proxy.transport.grpc import GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
 from tests.support.http2 import (
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -127,25 +128,118 @@ async def call(port: int, message: bytes = b"m", **options: Any) -> bytes:
 # --- clients ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_path_that_is_not_text_ends_no_other_call_and_serving_goes_on() -> None:
-    async with front() as (echo, observer, port):
+class Crowd:
+    """Clients that call all the time, each over a connection of its own; none of their calls may fail."""
 
-        async def answered() -> bool:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                return await call(port, b"after", timeout=2) == b"after"
-            return False
+    def __init__(self, port: int, clients: int = 8) -> None:
+        self._port = port
+        self._clients = clients
+        self._is_over = False
+        self.answered = 0
 
-        for attack in (1, 2):
-            echo.go.clear()
-            running = asyncio.ensure_future(call(port, b"before"))
-            await wait_until(lambda: echo.requests)
+    async def _calls(self) -> None:
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{self._port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            method = channel.unary_unary("/a/b")
+            while not self._is_over:
+                assert await method(b"m", timeout=10) == b"m"
+                self.answered += 1
+
+    @contextlib.asynccontextmanager
+    async def calling(self) -> AsyncIterator["Crowd"]:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._clients):
+                group.create_task(self._calls())
+            await self.more(self._clients)
+            yield self
+            await self.more(self._clients)
+            self._is_over = True
+
+    async def more(self, calls: int) -> None:
+        """Wait until so many more are answered."""
+        wanted = self.answered + calls
+        await wait_until(lambda: self.answered >= wanted, what="calls of others")
+
+
+async def test_s15_a_name_that_is_not_text_ends_no_call_but_its_own() -> None:
+    """Neither those that run, nor those that begin at the same moment, on whatever connection."""
+    async with front() as (echo, observer, port), Crowd(port).calling() as crowd:
+        echo.go.clear()
+        running = asyncio.ensure_future(call(port, b"before"))
+        await wait_until(lambda: any(each.body == b"before" for each in echo.requests))
+        echo.go.set()
+        for stream in range(1, 41, 2):
+            async with client(port) as (reader, writer):
+                writer.write(request(b"/a\xff/b", stream=stream) + request(b"/a/b", stream=stream + 2))
+                seen = await until(reader, b"grpc-status\x010")
+            assert b"grpc-status\x011" in seen  # CANCELLED
+            await crowd.more(4)
+        assert await running == b"before"
+    refused = [each for each in observer.outcomes if each.detail == ErrorCode.BAD_REQUEST]
+    assert len(refused) == 20
+    assert not observer.faults
+
+
+ODD_HEADS: dict[str, bytes] = {
+    "name of a continuation byte": grpc_head(b"/\x80"),
+    "name half a character": grpc_head(b"/a/\xc3"),
+    "name a surrogate": grpc_head(b"/\xed\xa0\x80"),
+    "name a NUL": grpc_head(b"/a\0/b"),
+    "name empty": grpc_head(b""),
+    "name without a slash": grpc_head(b"*"),
+    "name very long": grpc_head(b"/" + b"a" * 60_000),
+    "name missing": block((b":method", b"POST"), (b":scheme", b"http"), (b"te", b"trailers")),
+    "name twice": grpc_head(b"/a/b", (b":path", b"/a\xff")),
+    "authority not text": block(
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a/b"), (b":authority", b"\xff\xfe"),
+        (b"te", b"trailers"), (b"content-type", b"application/grpc"),
+    ),
+    "host not text": grpc_head(b"/a/b", (b"host", b"\xff")),
+    "agent not text": grpc_head(b"/a/b", (b"user-agent", b"\xff")),
+    "key not text": grpc_head(b"/a/b", (b"\xff\xfe", b"v")),
+    "key upper case": grpc_head(b"/a/b", (b"X-Upper", b"v")),
+    "key empty": grpc_head(b"/a/b", (b"", b"v")),
+    "value not text": grpc_head(b"/a/b", (b"x", b"\xff")),
+    "binary not base64": grpc_head(b"/a/b", (b"x-bin", b"!!!not base64!!!")),
+    "binary cut short": grpc_head(b"/a/b", (b"x-bin", b"A")),
+    "timeout odd": grpc_head(b"/a/b", (b"grpc-timeout", b"\xff9Z")),
+    "encoding unknown": grpc_head(b"/a/b", (b"grpc-encoding", b"\xff")),
+    "trace not text": grpc_head(b"/a/b", (b"grpc-trace-bin", b"\xff"), (b"traceparent", b"\xff")),
+    "type not gRPC": block(
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a/b"), (b"content-type", b"text/\xff"),
+    ),
+    "method GET": block((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/a/b"), (b"te", b"trailers")),
+    "method not text": block((b":method", b"\xff"), (b":scheme", b"http"), (b":path", b"/a/b"), (b"te", b"trailers")),
+    "scheme not text": block((b":method", b"POST"), (b":scheme", b"\xff"), (b":path", b"/a/b"), (b"te", b"trailers")),
+    "block cut short": grpc_head(b"/a/b")[:-3],
+    "block of noise": bytes(range(256)),
+    "index out of the table": b"\xff\xff\xff\xff\x7f",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", [pytest.param(head, id=name) for name, head in ODD_HEADS.items()])
+async def test_s15_an_odd_head_ends_no_call_but_its_own(head: bytes) -> None:
+    async with front() as (_, observer, port), Crowd(port, clients=2).calling() as crowd:
+        for _ in range(5):
             async with client(port) as (_, writer):
-                writer.write(request(b"/a\xff/b"))
-                await wait_until(lambda: len(observer.faults) == attack, what="its end")  # noqa: B023
-            echo.go.set()
-            assert await running == b"before"
-            await wait_until(answered)
-            echo.requests.clear()
+                pieces = [head[at : at + 16_000] for at in range(0, len(head), 16_000)] or [b""]
+                last = len(pieces) - 1
+                for at, piece in enumerate(pieces):
+                    writer.write(frame(CONTINUATION if at else HEADERS, END_HEADERS if at == last else 0, 1, piece))
+                writer.write(frame(DATA, END_STREAM, 1, MESSAGE))
+                await crowd.more(4)
+    assert not observer.faults
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "é".encode(), b"a b", b"a/b", b"(a)-bin"])
+async def test_a_metadata_name_that_grpc_has_not_is_refused(name: bytes) -> None:
+    async with front() as (echo, observer, port), client(port) as (_, writer):
+        writer.write(request(b"/a/b", (name, b"v")))
+        await wait_until(lambda: observer.outcomes, what="the call to be told of")
+    assert (observer.outcomes[0].status, observer.outcomes[0].detail) == (400, ErrorCode.BAD_REQUEST)
+    assert not echo.requests
+    assert not observer.faults
 
 
 @pytest.mark.parametrize("value", [b"\xe9", b"a\x7f", "é".encode(), b"a\tb"])
