@@ -144,6 +144,7 @@ def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None
     click.echo(f"purged {shown}: confirmed by {document['confirmed']} of {document['workers']} workers")
     click.echo(f"token {document['token']}")
     _warn_of_what_is_left(document)
+    _fail_unless_confirmed(document["unconfirmed"])
 
 
 @main.command()
@@ -272,6 +273,7 @@ def _set_mode(name: str, *, for_s: float | None, operation: str, upstream: str, 
     for upstream_name, operations in document["effective"].items():
         for operation_name, effective in operations.items():
             click.echo(f"  {upstream_name} {operation_name}: {effective}")
+    _fail_unless_confirmed(workers["unconfirmed"])
 
 
 def _warn_of_what_is_left(document: dict[str, Any]) -> None:
@@ -280,6 +282,16 @@ def _warn_of_what_is_left(document: dict[str, Any]) -> None:
         click.echo("other replicas: not yet, Redis cannot be reached; they are told when it is back", err=True)
     if not document["persisted"]:
         click.echo("not written to the data folder: a restart will forget it", err=True)
+
+
+def _fail_unless_confirmed(unconfirmed: list[int]) -> None:
+    """Status 1 if a worker has not said that it goes by an order: a script must not take it for done."""
+    if unconfirmed:
+        which = ", ".join(map(str, unconfirmed))
+        _fail(
+            f"not confirmed by worker {which}: it may still go by what was before. One that hangs is replaced, and its"
+            " successor goes by the order; see `dashcache health`"
+        )
 
 
 def _ask(

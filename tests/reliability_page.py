@@ -51,6 +51,8 @@ SECTIONS = {
         "R14": "The breaker judges Redis, not clients",
         "R15": "A half-open breaker lets one through",
         "R16": "Steps of the clock change nothing",
+        "R18": "A worker or an embedded Redis that hangs is reported within 5 s and replaced, after 15 s and 20 s; "
+        "an order that it did not confirm says so",
     },
     "Vector queries, writes and purges": {
         "C1": "An answer that was in flight across a write is not kept",

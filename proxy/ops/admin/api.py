@@ -117,7 +117,7 @@ class Admin:
         done = await self._book.switch(rule)
         return document(
             {
-                "workers": {"confirmed": done.confirmed, "serving": done.workers},
+                "workers": {"confirmed": done.confirmed, "serving": done.workers, "unconfirmed": done.missing},
                 "persisted": done.persisted,
                 "replicas": await self._replicas(self._book),
                 **modes_document(self._book.live, self._upstreams),
@@ -141,6 +141,7 @@ class Admin:
                 "scope": named(extent),
                 "confirmed": done.confirmed,
                 "workers": done.workers,
+                "unconfirmed": done.missing,
                 "persisted": done.persisted,
                 "replicas": await self._replicas(self._purges),
             }

@@ -65,9 +65,10 @@ class State:
             by_protocol.setdefault(port.protocol, []).append(port.address)
         return {**by_protocol, "admin": self.admin}
 
-    def worker_counts(self) -> dict[str, int]:
-        """Workers that serve, and how many should."""
-        return {"serving": self.serving, "wanted": self.wanted}
+    def worker_counts(self) -> dict[str, Any]:
+        """Workers that serve, how many should, and the numbers of those that hang, if any do."""
+        silent = self.workers.silent if self.workers is not None else []
+        return {"serving": self.serving, "wanted": self.wanted, **({"silent": silent} if silent else {})}
 
     def settings(self) -> dict[str, Any]:
         """When the settings in force were read, and whether others are being put in force."""

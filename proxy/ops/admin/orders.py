@@ -134,4 +134,4 @@ def _mistake(kind: type[BaseModel], error: Any) -> str:  # noqa: ANN401  pydanti
     where = ".".join(str(part) for part in error["loc"]) or "body"
     if error["type"] == "extra_forbidden":
         return f"{where[:64]}: unknown field; allowed: {', '.join(kind.model_fields)}"
-    return f"{where}: {error['msg']}"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"

@@ -61,6 +61,10 @@ class LastCall(msgspec.Struct, tag="last-call", tag_field="type"):
     """To a worker: go on accepting, but let no connection outlive its next answer."""
 
 
+class Ping(msgspec.Struct, tag="ping", tag_field="type"):
+    """To a worker: say that your loop still turns."""
+
+
 class Drain(msgspec.Struct, tag="drain", tag_field="type"):
     """
     To a worker: stop accepting, end what is running within so many seconds, and exit.
@@ -83,8 +87,12 @@ class Confirmed(msgspec.Struct, tag="confirmed", tag_field="type"):
     version: int
 
 
-ToWorker = Hello | SetModes | SetPurges | LastCall | Drain
-ToSupervisor = Ready | Confirmed
+class Pong(msgspec.Struct, tag="pong", tag_field="type"):
+    """From a worker: its loop turns."""
+
+
+ToWorker = Hello | SetModes | SetPurges | LastCall | Ping | Drain
+ToSupervisor = Ready | Confirmed | Pong
 
 Message = TypeVar("Message")
 
@@ -223,6 +231,8 @@ class WorkerControl:
             elif isinstance(message, SetPurges):
                 self.purges.replace(Marks(message.marks))
                 self._channel.send(Confirmed(message.version))
+            elif isinstance(message, Ping):
+                self._channel.send(Pong())
             elif isinstance(message, LastCall):
                 self._last_call.set()
             elif isinstance(message, Drain):

@@ -20,9 +20,14 @@ from urllib.parse import quote
 
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.process import Backoff, die_with_parent
+from proxy.ops.processes.silence import Patience, Silence
 from proxy.ops.telemetry.log_output import logger
 
 DATA_FILE = "cache.rdb"
+
+REDIS_PATIENCE = Patience(turn_s=1.0, long_s=5.0, lost_s=20.0, start_s=20.0)
+"""It answers while it loads its data, too; it does not while it saves at our SIGTERM, and then nobody asks."""
+
 _DAMAGED_FILE = "cache.rdb.damaged"
 
 # Linux: sun_path has 108 bytes, the last one is zero.
@@ -47,15 +52,23 @@ def find_program() -> Path | None:
 class RedisChild:
     """One server, from ``start`` to ``stop``; *url* stays the same however often it is restarted."""
 
-    def __init__(self, program: Path, config: Path, data_folder: Path, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        program: Path,
+        config: Path,
+        data_folder: Path,
+        tasks: Tasks,
+        patience: Patience = REDIS_PATIENCE,
+    ) -> None:
         self._program = program
         self._config = config
         self._folder = data_folder
         self._tasks = tasks
+        self._patience = patience
         self._private: Path | None = None
         self._socket = self._socket_path()
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._stopping = False
         self._has_answered = False
         self._early_ends = 0
@@ -63,7 +76,7 @@ class RedisChild:
 
     async def start(self) -> bool:
         """Start the server and wait until it answers; whether it did (it goes on trying in any case)."""
-        self._keeper = self._tasks.start(self._keep())
+        self._keepers = [self._tasks.start(self._keep()), self._tasks.start(self._watch())]
         return await _wait_until(self.answers, _START_S)
 
     async def stop(self) -> None:
@@ -71,27 +84,32 @@ class RedisChild:
         self._stopping = True
         if self._process is not None:
             await self._end(self._process)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        for keeper in self._keepers:
+            keeper.cancel()
+        if self._keepers:
+            await asyncio.wait(self._keepers)
         self._socket.unlink(missing_ok=True)
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
 
     async def answers(self) -> bool:
         """Whether it says PONG; while it loads its data it does not."""
+        is_pong = await self._asked(_PING_S) == b"+PONG\r\n"
+        self._has_answered = self._has_answered or is_pong
+        return is_pong
+
+    async def _asked(self, within_s: float) -> bytes:
+        """The line that it answers to PING; empty if it answers nothing."""
         try:
-            async with asyncio.timeout(_PING_S):
+            async with asyncio.timeout(within_s):
                 reader, writer = await asyncio.open_unix_connection(str(self._socket))
                 try:
                     writer.write(b"PING\r\n")
-                    answer = await reader.readline()
+                    return await reader.readline()
                 finally:
                     writer.close()
-        except (OSError, TimeoutError):
-            return False
-        self._has_answered = self._has_answered or answer == b"+PONG\r\n"
-        return answer == b"+PONG\r\n"
+        except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
+            return b""
 
     def _socket_path(self) -> Path:
         # A new name on each start: a server left over from a kill -9 removes its socket by name when it ends, a moment
@@ -116,6 +134,30 @@ class RedisChild:
             wait_s = backoff.wait_s(time.monotonic() - started_s)
             logger().warning("embedded_redis_ended", status=status, restart_in_s=wait_s)
             await asyncio.sleep(wait_s)
+
+    async def _watch(self) -> None:
+        """Kill a server that runs and does not answer; ``_keep`` starts another."""
+        silence, asked = Silence(), None
+        while not self._stopping:
+            # Half of a turn each: a server that hangs takes all the time that it is given to answer.
+            await asyncio.sleep(self._patience.turn_s / 2)
+            if self._process is not asked:
+                silence, asked = Silence(), self._process
+            if asked is None or self._stopping:
+                continue
+            if await self._asked(self._patience.turn_s / 2):
+                if silence.ended():
+                    logger().warning("embedded_redis_answers_again")
+                continue
+            if silence.goes_on(self._patience.turn_s, self._patience.long_s):
+                logger().error("embedded_redis_silent", silent_s=silence.for_s)
+            if silence.for_s >= self._patience.lost_s and not silence.is_given_up and not self._stopping:
+                silence.is_given_up = True
+                logger().error(
+                    "embedded_redis_hung", silent_s=silence.for_s, consequence="killed; what is not on disk is lost"
+                )
+                with contextlib.suppress(ProcessLookupError):
+                    asked.kill()
 
     async def _run_one(self) -> int | None:
         try:

@@ -28,11 +28,13 @@ from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
 from proxy.ops.processes.process import METRICS_VARIABLE, SPARING, child_environment, python_module
-from proxy.ops.processes.redis_child import RedisChild, find_program
+from proxy.ops.processes.redis_child import REDIS_PATIENCE, RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.processes.reload import Reloader
+from proxy.ops.processes.silence import WORKER_PATIENCE, Patience
 from proxy.ops.processes.workers import NotReplacedError, Workers
+from proxy.ops.switches.book import Reached
 from proxy.ops.switches.modes import ModeBook, rule_fields
 from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.switches.share import Share
@@ -53,7 +55,8 @@ class Supervisor:
     """
     One run, from ``run`` to its return.
 
-    *config_folder* holds ``redis.conf``; *worker_command* is what starts a worker (tests bring another one).
+    *config_folder* holds ``redis.conf``; *worker_command* is what starts a worker, and the *patience* with
+    children that do not answer is what it is (tests bring others).
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Supervisor:
         *,
         worker_command: Sequence[str] | None = None,
         environ: Mapping[str, str] = os.environ,
+        patience: Patience = WORKER_PATIENCE,
+        redis_patience: Patience = REDIS_PATIENCE,
     ) -> None:
         self.state = State(wanted=settings.workers or len(os.sched_getaffinity(0)))
         self._settings = settings
         self._redis_config = config_folder / REDIS_CONFIG
         self._worker_command = worker_command or [*python_module(Path(proxy.__file__).parent.parent), "worker"]
         self._environ = environ
+        self._patience = patience
+        self._redis_patience = redis_patience
         self._tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
         self._stop = asyncio.Event()
         self._is_quiet = True
@@ -179,7 +186,7 @@ class Supervisor:
             missing = "redis-server" if program is None else REDIS_CONFIG
             logger().warning("no_redis", missing=missing, consequence="memory tier alone; nothing outlives a restart")
             return None
-        child = RedisChild(program, self._redis_config, folder.path, self._tasks)
+        child = RedisChild(program, self._redis_config, folder.path, self._tasks, self._redis_patience)
         stack.push_async_callback(child.stop)
         self.state.redis = RedisKind.EMBEDDED
         if not await child.start():
@@ -234,6 +241,7 @@ class Supervisor:
             drain_s=self._settings.limits.drain_s,
             tasks=self._tasks,
             sockets=lambda: place_sockets(ports),
+            patience=self._patience,
         )
         self.state.workers = workers
         stack.push_async_callback(workers.stop)
@@ -263,11 +271,11 @@ class Supervisor:
         self._upstreams = labels.upstream_operations(settings)
         self._take_up(settings)
 
-    async def _set_modes(self, modes: Modes) -> tuple[int, int]:
-        return await self.state.workers.set_modes(modes) if self.state.workers is not None else (0, 0)
+    async def _set_modes(self, modes: Modes) -> Reached:
+        return await self.state.workers.set_modes(modes) if self.state.workers is not None else Reached(0, 0)
 
-    async def _set_purges(self, marks: Marks) -> tuple[int, int]:
-        return await self.state.workers.set_purges(marks) if self.state.workers is not None else (0, 0)
+    async def _set_purges(self, marks: Marks) -> Reached:
+        return await self.state.workers.set_purges(marks) if self.state.workers is not None else Reached(0, 0)
 
     def _modes_changed(self, metrics: MetricFiles, book: ModeBook) -> None:
         metrics.modes(book.live, self._upstreams)

@@ -12,26 +12,19 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
 from proxy.core.modes import Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
-from proxy.ops.processes.channel import (
-    Channel,
-    Confirmed,
-    Drain,
-    Hello,
-    LastCall,
-    SetModes,
-    SetPurges,
-    ToSupervisor,
-    supervisor_end,
-)
+from proxy.ops.processes.channel import Confirmed, Drain, LastCall, Ready, SetModes, SetPurges, supervisor_end
+from proxy.ops.processes.heartbeat import Heartbeats
+from proxy.ops.processes.place import Greeting, Place, Sockets, Worker
 from proxy.ops.processes.ports import close_all
 from proxy.ops.processes.process import CONTROL_VARIABLE, Backoff
+from proxy.ops.processes.silence import WORKER_PATIENCE, Patience
+from proxy.ops.switches.book import Reached
 from proxy.ops.telemetry.log_output import logger
 
 CONFIRM_S = 1.0
@@ -48,45 +41,9 @@ _PATIENT_S = 0.1
 # Old workers of one place, each with all its memory; a further reload waits until one of them has ended.
 _MOST_LEAVING = 2
 
-Sockets = list[socket.socket | None]
-Greeting = Callable[[int], Hello]
-"""The number of a place to the first message for its worker."""
-
 
 class NotReplacedError(Exception):
     """A new worker did not come to serve, so the old ones go on; the message says which and why."""
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """
-    One place in the team: always taken, until all stop. Only the current *keeper* fills it.
-
-    *hello* is of the settings that are in force here: while others are put in force, not every place has the same.
-    """
-
-    number: int
-    hello: Greeting
-    sockets: Sockets = field(default_factory=list)
-    keeper: "asyncio.Task[None] | None" = None
-    worker: "Worker | None" = None
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One running process."""
-
-    place: Place
-    process: asyncio.subprocess.Process
-    channel: Channel[ToSupervisor]
-    ended: "asyncio.Task[int] | None" = None
-    linger_s: float = 0.0
-    leaving: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it has been told to end."""
-    serves: bool = False
-    confirmed: int = 0
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set whenever the worker has said something or is gone; whoever waits clears it."""
 
 
 class Workers:
@@ -109,6 +66,7 @@ class Workers:
         drain_s: float,
         tasks: Tasks,
         sockets: Callable[[], Sockets] = list,
+        patience: Patience = WORKER_PATIENCE,
     ) -> None:
         self.count = count
         self.serve_s = _SERVE_S
@@ -120,6 +78,8 @@ class Workers:
         self._tasks = tasks
         self._sockets = sockets
         self._running: set[Worker] = set()
+        self._heartbeats = Heartbeats(self._running, self._count, patience)
+        self._beating: asyncio.Task[None] | None = None
         self._places = [Place(number, hello) for number in range(1, count + 1)]
         self._replacing = asyncio.Lock()
         self._version = 0
@@ -130,8 +90,15 @@ class Workers:
 
     @property
     def serving(self) -> int:
-        """How many serve now; those that are told to end are not among them."""
-        return sum(worker.serves and not worker.leaving.is_set() for worker in self._running)
+        """How many serve now; those that are told to end, or do not answer, are not among them."""
+        return sum(
+            worker.serves and not worker.leaving.is_set() and not worker.silence.is_long for worker in self._running
+        )
+
+    @property
+    def silent(self) -> list[int]:
+        """The numbers of the places whose worker does not answer."""
+        return sorted(worker.place.number for worker in self._running if worker.silence.is_long)
 
     @property
     def pids(self) -> list[int]:
@@ -142,20 +109,21 @@ class Workers:
         """Start all; returns at once."""
         for place in self._places:
             place.keeper = self._tasks.start(self._keep(place))
+        self._beating = self._tasks.start(self._heartbeats.run())
 
     async def wait_all_serve(self) -> None:
         """Return when all serve."""
         await self._all_serve.wait()
 
-    async def set_modes(self, modes: Modes) -> tuple[int, int]:
-        """Hand *modes* to all; how many of those that serve confirmed within a second, and how many serve."""
+    async def set_modes(self, modes: Modes) -> Reached:
+        """Hand *modes* to all; which of those that serve confirmed within a second."""
         return await self._order(lambda version: SetModes(version, modes.rules))
 
-    async def set_purges(self, marks: Marks) -> tuple[int, int]:
+    async def set_purges(self, marks: Marks) -> Reached:
         """Hand *marks* to all, likewise."""
         return await self._order(lambda version: SetPurges(version, marks.marks))
 
-    async def _order(self, message: Callable[[int], SetModes | SetPurges]) -> tuple[int, int]:
+    async def _order(self, message: Callable[[int], SetModes | SetPurges]) -> Reached:
         # One count of versions for all kinds: a worker takes messages in turn, so the last it confirmed tells it all.
         self._version += 1
         version = self._version
@@ -168,7 +136,10 @@ class Workers:
             async with asyncio.timeout(CONFIRM_S):
                 await asyncio.gather(*(self._wait_confirmed(worker, version) for worker in asked))
         alive = [worker for worker in asked if worker in self._running]
-        return sum(worker.confirmed >= version for worker in alive), len(alive)
+        missing = sorted({worker.place.number for worker in alive if worker.confirmed < version})
+        if missing:
+            logger().warning("order_not_confirmed", workers=missing, consequence="they may still go by what was before")
+        return Reached(sum(worker.confirmed >= version for worker in alive), len(alive), tuple(missing))
 
     async def last_call(self, for_s: float) -> None:
         """Let no connection outlive its next answer, and return after *for_s* seconds, or when told to hurry."""
@@ -194,6 +165,8 @@ class Workers:
         keepers = [place.keeper for place in self._places if place.keeper is not None]
         ended = [worker.ended for worker in self._running if worker.ended is not None]
         await asyncio.gather(*keepers, *ended)
+        if self._beating is not None:
+            self._beating.cancel()
 
     def hurry(self) -> None:
         """Give the workers a second, not more."""
@@ -353,14 +326,19 @@ class Workers:
 
     async def _listen(self, worker: Worker) -> None:
         while (message := await worker.channel.receive()) is not None:
+            self._heartbeats.heard(worker)
             if isinstance(message, Confirmed):
                 worker.confirmed = max(worker.confirmed, message.version)
-            else:
+            elif isinstance(message, Ready):
                 worker.serves = True
-                self._changed()
-                if self.serving == self.count:
-                    self._all_serve.set()
+                self._count()
             worker.heard.set()
+
+    def _count(self) -> None:
+        """Called when more, or fewer, serve than before."""
+        self._changed()
+        if self.serving == self.count:
+            self._all_serve.set()
 
     async def _ended(self, worker: Worker) -> int:
         """The exit status of *worker*; when stopping takes too long, it is killed."""

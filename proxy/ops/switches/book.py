@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from proxy.ops.processes.data_folder import replace_file
 from proxy.ops.switches.stored import BadOrders, Form, Value
@@ -20,12 +20,21 @@ from proxy.ops.telemetry.log_output import logger
 _LATER_S = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """How far an order has come: workers that confirmed it, of so many, and whether it is on disk."""
+class Reached(NamedTuple):
+    """Workers that confirmed an order in time, of so many; *missing* are the numbers of the others."""
 
     confirmed: int
     workers: int
+    missing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """How far an order has come: who confirmed it, of so many workers, who did not, and whether it is on disk."""
+
+    confirmed: int
+    workers: int
+    missing: tuple[int, ...]
     persisted: bool
 
 
@@ -33,14 +42,14 @@ class Book(ABC, Generic[Value]):
     """
     One per supervisor and *form*, kept in a file in *folder*.
 
-    *push* hands all orders to all workers, and returns how many confirmed in time, and of how many.
+    *push* hands all orders to all workers, and returns which of them confirmed in time.
     """
 
     def __init__(
         self,
         form: Form[Value],
         folder: Path,
-        push: Callable[[Value], Awaitable[tuple[int, int]]],
+        push: Callable[[Value], Awaitable[Reached]],
         unix_s: Callable[[], float],
     ) -> None:
         self.form = form
@@ -87,8 +96,8 @@ class Book(ABC, Generic[Value]):
 
     async def _apply(self, value: Value) -> Confirmation:
         self._hold(value)
-        confirmed, workers = await self._push(value)
-        return Confirmation(confirmed, workers, await self._persist())
+        reached = await self._push(value)
+        return Confirmation(*reached, persisted=await self._persist())
 
     async def _persist(self) -> bool:
         async with self._writing:

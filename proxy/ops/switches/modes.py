@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.modes import Modes, Rule
-from proxy.ops.switches.book import Book, Confirmation
+from proxy.ops.switches.book import Book, Confirmation, Reached
 from proxy.ops.switches.live import MODES, LiveModes, tidied
 from proxy.ops.telemetry.log_output import logger
 from proxy.settings import Start
@@ -25,7 +25,7 @@ class ModeBook(Book[Modes]):
         self,
         start: Start,
         folder: Path,
-        push: Callable[[Modes], Awaitable[tuple[int, int]]],
+        push: Callable[[Modes], Awaitable[Reached]],
         changed: Callable[[], None],
         unix_s: Callable[[], float] = time.time,
     ) -> None:

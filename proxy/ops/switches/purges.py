@@ -10,7 +10,7 @@ import msgspec
 
 from proxy.core.plan import Scope
 from proxy.core.purges import EVERY, MAX_MARKS, NO_MARKS, TOKEN_BYTES, Extent, Mark, Marks
-from proxy.ops.switches.book import Book, Confirmation
+from proxy.ops.switches.book import Book, Confirmation, Reached
 from proxy.ops.switches.stored import BadOrders, Document, Form, check_name, check_time, read
 from proxy.ops.telemetry.log_output import logger
 
@@ -47,7 +47,7 @@ class PurgeBook(Book[Marks]):
     def __init__(
         self,
         folder: Path,
-        push: Callable[[Marks], Awaitable[tuple[int, int]]],
+        push: Callable[[Marks], Awaitable[Reached]],
         unix_s: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(PURGES, folder, push, unix_s)

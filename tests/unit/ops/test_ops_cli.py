@@ -87,7 +87,7 @@ def call(*arguments: str, **environment: str) -> Result:
 
 
 SWITCHED = {
-    "workers": {"confirmed": 4, "serving": 4},
+    "workers": {"confirmed": 4, "serving": 4, "unconfirmed": []},
     "persisted": True,
     "replicas": "none",
     "effective": {"dashscope": {"embedding": "bypass"}},
@@ -119,7 +119,7 @@ def test_switches_become_orders(admin: Admin, arguments: list[str], order: dict[
     assert "dashscope embedding: bypass" in result.output
 
 
-PURGED = {"token": "ab" * 16, "confirmed": 4, "workers": 4, "persisted": True, "replicas": "none"}
+PURGED = {"token": "ab" * 16, "confirmed": 4, "workers": 4, "unconfirmed": [], "persisted": True, "replicas": "none"}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,16 @@ def test_a_purge_that_has_not_come_everywhere_says_so(admin: Admin) -> None:
     assert result.exit_code == 0
     assert "Redis cannot be reached" in result.output
     assert "a restart will forget it" in result.output
+
+
+def test_r18_an_order_that_not_all_confirmed_has_status_1_and_names_them(admin: Admin) -> None:
+    admin.document = {**PURGED, "scope": {"model": "m"}, "confirmed": 3, "unconfirmed": [2]}
+    purged = call("purge", "--model", "m", DASHCACHE_ADMIN_LISTEN=admin.address)
+    admin.document = {**SWITCHED, "workers": {"confirmed": 2, "serving": 4, "unconfirmed": [1, 3]}}
+    switched = call("bypass", "on", DASHCACHE_ADMIN_LISTEN=admin.address)
+    for result, said in ((purged, "not confirmed by worker 2:"), (switched, "not confirmed by worker 1, 3:")):
+        assert result.exit_code == 1
+        assert said in result.output
 
 
 @pytest.mark.parametrize(("answer", "code", "asked"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.modes import Mode, Modes, Rule
+from proxy.ops.switches.book import Reached
 from proxy.ops.switches.modes import ModeBook
 from proxy.settings import Start
 
@@ -16,9 +17,9 @@ class Workers:
         self.pushed: list[Modes] = []
         self.confirming = 3
 
-    async def push(self, modes: Modes) -> tuple[int, int]:
+    async def push(self, modes: Modes) -> Reached:
         self.pushed.append(modes)
-        return self.confirming, 3
+        return Reached(self.confirming, 3)
 
 
 class Clock:

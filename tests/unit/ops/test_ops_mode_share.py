@@ -10,6 +10,7 @@ from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
 from proxy.core.tasks import Tasks
 from proxy.ops.processes.redis_link import RedisLink
+from proxy.ops.switches.book import Reached
 from proxy.ops.switches.live import encode
 from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.share import Share
@@ -18,8 +19,8 @@ from proxy.settings import Start
 from tests.support.redis_server import RedisServer
 
 
-async def nobody(_modes: Modes) -> tuple[int, int]:
-    return 0, 0
+async def nobody(_modes: Modes) -> Reached:
+    return Reached(0, 0)
 
 
 class Replica:

@@ -13,6 +13,7 @@ from proxy.core.tasks import Tasks
 from proxy.ops.processes.redis_link import LinkDown, RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.switches import live
+from proxy.ops.switches.book import Reached
 from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.purges import MAX_STORED_BYTES, LivePurges, PurgeBook, decode, encode
 from proxy.ops.switches.share import Share
@@ -30,9 +31,9 @@ class Workers:
     def __init__(self) -> None:
         self.pushed: list[Marks] = []
 
-    async def push(self, marks: Marks) -> tuple[int, int]:
+    async def push(self, marks: Marks) -> Reached:
         self.pushed.append(marks)
-        return 2, 3
+        return Reached(2, 3, (1,))
 
 
 class Clock:
@@ -195,8 +196,8 @@ class Replica:
     async def synchronise(self) -> bool:
         return await self.share.synchronise(self.book)
 
-    async def _nobody(self, _modes: Modes) -> tuple[int, int]:
-        return 0, 0
+    async def _nobody(self, _modes: Modes) -> Reached:
+        return Reached(0, 0)
 
     async def close(self) -> None:
         await self.link.close()

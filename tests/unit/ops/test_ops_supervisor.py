@@ -139,7 +139,7 @@ def _try(proxy: ProxyProcess) -> Any:
 
 def test_a_switch_is_in_every_worker_when_it_is_answered_and_survives(start: Start, data_dir: Path) -> None:
     proxy = start(workers=2, data_dir=data_dir)
-    assert proxy.mode("bypass", for_s=600)["workers"] == {"confirmed": 2, "serving": 2}
+    assert proxy.mode("bypass", for_s=600)["workers"] == {"confirmed": 2, "serving": 2, "unconfirmed": []}
     assert {say(proxy)["mode"] for _ in range(10)} == {"bypass"}
     say(proxy, "crash")
     assert wait_until_sync(lambda: _try(proxy))["mode"] == "bypass"
@@ -153,7 +153,7 @@ def test_a_worker_that_hangs_does_not_hold_up_a_switch_or_the_end(start: Start) 
     with connect(proxy, "hang") as hanging:
         assert hanging.recv(3)
         switched = proxy.mode("bypass")
-        assert switched["workers"] == {"confirmed": 0, "serving": 1}
+        assert switched["workers"] == {"confirmed": 0, "serving": 1, "unconfirmed": [1]}
         send_signal(proxy.pid, signal.SIGTERM)
         proxy.wait_log("draining")
         assert proxy.stop() == 0  # a second signal: hurry
