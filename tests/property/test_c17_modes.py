@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from structlog.testing import capture_logs
 
 from proxy.core.modes import Mode, Modes, Rule
+from proxy.ops.switches.book import Reached
 from proxy.ops.switches.live import LiveModes, decode, encode
 from proxy.ops.switches.modes import ModeBook
 from proxy.settings import Start
@@ -65,9 +66,9 @@ class ModesMachine(RuleBasedStateMachine):
         folder.mkdir(exist_ok=True)
         worker = LiveModes(self.start, lambda: self.now_unix_s)
 
-        async def push(modes: Modes) -> tuple[int, int]:
+        async def push(modes: Modes) -> Reached:
             worker.replace(Modes(modes.rules))
-            return 1, 1
+            return Reached(1, 1)
 
         book = ModeBook(self.start, folder, push, lambda: None, lambda: self.now_unix_s)
         book.load()
@@ -150,8 +151,8 @@ def test_c17_the_last_word_about_a_scope_wins_in_every_replica() -> None:
 async def test_c17_each_end_is_logged_once_also_one_that_came_while_nobody_ran(tmp_path: Path) -> None:
     clock = [1_000_000.0]
 
-    async def push(_modes: Modes) -> tuple[int, int]:
-        return 1, 1
+    async def push(_modes: Modes) -> Reached:
+        return Reached(1, 1)
 
     def opened() -> ModeBook:
         book = ModeBook(Start(), tmp_path, push, lambda: None, lambda: clock[0])
