@@ -7,6 +7,7 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Self
 
 from proxy.cache.redis_tier import Tokens
 from proxy.cache.tiers import Tiers
@@ -28,6 +29,7 @@ from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
 _MAX_SHARED_BYTES = 1 << 20
+_MAX_REFUSAL_BYTES = 1 << 16
 _BAD_REQUEST = 400
 _STORE_AT_LATEST_S = 0.05
 
@@ -70,6 +72,14 @@ class Job:
     def may_wait(self) -> bool:
         """Whether an answer that is on its way already will do."""
         return self.can_share and not self.wishes.no_cache and self.mark is None
+
+    def is_answered_by(self, landing: "Landing") -> bool:
+        """
+        Whether the upstream's answer in *landing* was given to this very request: item for item, and nothing beside.
+
+        Whatever it says, of any position, is then said of this client's items.
+        """
+        return self.plan.plain is None and landing.asked == self.keys
 
     def flight(self, position: int) -> bytes:
         """Under what others may wait for the item: its key, and the tokens that tell of writes."""
@@ -121,7 +131,7 @@ class Landing:
 
     ``rows`` is ``None`` when the answer was not complete and right, for the reason ``detail``, or when there was none,
     for ``error``. ``answer`` is the upstream's own, to what was asked at ``positions``; ``None`` when the rows came in
-    several. ``stores`` keep what came.
+    several. ``asked`` has the keys of what stood in that request, in its order. ``stores`` keep what came.
     """
 
     positions: Sequence[int] = ()
@@ -130,6 +140,7 @@ class Landing:
     detail: str = ""
     error: ProxyError | None = None
     stores: tuple[Store, ...] = ()
+    asked: tuple[bytes, ...] = ()
 
     @property
     def is_shareable(self) -> bool:
@@ -151,6 +162,23 @@ class Landing:
         """Wait until what came is where others look for it."""
         for store in self.stores:
             await store.over()
+
+    async def read_whole(self) -> Self:
+        """The same with its answer's body at hand, or without the answer; the upstream's connection is free then."""
+        answer = self.answer
+        if answer is None or isinstance(answer.body, bytes):
+            return self
+        body = bytearray()
+        try:
+            async for piece in answer.body:
+                body += piece
+                if len(body) > _MAX_REFUSAL_BYTES:
+                    return dataclasses.replace(self, answer=None)
+        except ProxyError:
+            return dataclasses.replace(self, answer=None)
+        finally:
+            answer.close()
+        return dataclasses.replace(self, answer=dataclasses.replace(answer, body=bytes(body)))
 
     def close(self) -> None:
         """Let go of an answer that nobody will read."""
@@ -244,14 +272,15 @@ class Asker:
         except BaseException:
             reply.close()
             raise
-        answer = relayed(reply, body)
+        answer, asked = relayed(reply, body), tuple(job.keys[at] for at in positions)
         if rows is None:
-            return Landing(positions, answer, detail=detail)
+            return Landing(positions, answer, detail=detail, asked=asked)
         self._callers.accepted(job.owner, job.mark)
         entries = self._entries(job, positions, rows)
         stores = (self._store(job, entries),) if job.can_share else ()
         job.outcome.stored = job.outcome.stored or bool(stores)
-        return Landing(positions, answer, {key: entry.row for key, entry in entries.items()}, stores=stores)
+        came = {key: entry.row for key, entry in entries.items()}
+        return Landing(positions, answer, came, stores=stores, asked=asked)
 
     async def _judged(
         self, job: Job, reply: UpstreamReply, positions: Sequence[int]

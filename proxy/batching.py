@@ -34,7 +34,6 @@ from proxy.errors import ErrorCode, ProxyError
 
 # Statuses that speak of an account or of its load, as 5xx do of the vendor: not of what was asked.
 _OF_NO_ITEM = frozenset({401, 403, 429})
-_MAX_REFUSAL_BYTES = 1 << 16
 # After a batch that was refused its like go on their own: at most one call in this time is made in vain.
 _APART_S = 1.0
 # Every request needs these, and they name nobody; whose they are does not matter where no answer hangs on them.
@@ -211,7 +210,7 @@ class Batcher:
         job = _merged(batch)
         landing = await self._alone(job, range(len(job.keys)))
         if landing.rows is None:
-            landing = await _read_whole(landing)
+            landing = await landing.read_whole()
             batch.fails_for_all = _first_guess(landing)
             if batch.fails_for_all is False:
                 self._set_apart(batch.group)
@@ -295,7 +294,7 @@ def shared(failed: Landing, max_bytes: int) -> Landing:
     else:
         lines = tuple(line for line in lines if line[0].lower() != b"content-encoding")
     plain = dataclasses.replace(answer, headers=lines, body=body, length=len(body))
-    return Landing(answer=plain, detail=failed.detail)
+    return Landing(answer=plain, detail=failed.detail, asked=failed.asked)
 
 
 def common_lines(requests: Sequence[Request]) -> HeaderLines:
@@ -337,24 +336,6 @@ def _merged(batch: _Batch) -> Job:
         plan=first.plan.merged(list(wanted.values())),
         keys=tuple(wanted),
     )
-
-
-async def _read_whole(landing: Landing) -> Landing:
-    """*landing* with its answer's body at hand, or without the answer; the upstream's connection is free then."""
-    answer = landing.answer
-    if answer is None or isinstance(answer.body, bytes):
-        return landing
-    body = bytearray()
-    try:
-        async for piece in answer.body:
-            body += piece
-            if len(body) > _MAX_REFUSAL_BYTES:
-                return Landing(landing.positions, detail=landing.detail)
-    except ProxyError:
-        return Landing(landing.positions, detail=landing.detail)
-    finally:
-        answer.close()
-    return dataclasses.replace(landing, answer=dataclasses.replace(answer, body=bytes(body)))
 
 
 def _first_guess(failed: Landing) -> bool | None:

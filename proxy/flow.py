@@ -26,6 +26,8 @@ changes something.
               judge, split, join with what was there,            it failed: what is in grace instead
                                  answer, then store
 
+An answer that is not right is the client's only if it was given to its own request (``shown``); otherwise that is sent.
+
 What a write can make stale is read and kept under tokens (``cache.generations``) and never in memory. Redis can be gone
 at any point: what it would have said is a miss. The upstream's errors go to the client as they are.
 """
@@ -56,9 +58,7 @@ from proxy.fetch import Fetcher
 from proxy.grace import Grace, Stale
 from proxy.negative import Negatives
 from proxy.planner import Planned, Planner
-
-# The client gets what the upstream says of it; asking once more would change nothing.
-_ERRORS = (Refusal.STATUS, Refusal.VENDOR_ERROR, Refusal.CREDENTIAL)
+from proxy.shown import may_be_shown
 
 
 class Flow:
@@ -224,7 +224,7 @@ class Flow:
         stale = self._grace.stand_ins(job, found.entries, missing, now_unix_ms)
         if (reason := self._grace.at_once(job, missing, stale, now_unix_ms)) is not None:
             return await self._stale(job, usable, stale, reason)
-        if (known := self._negatives.look(job, missing)) is not None:
+        if (known := self._negatives.look(job)) is not None:
             return known
         if job.wishes.only_if_cached:
             raise ClientError(ErrorCode.NOT_IN_CACHE, "not in the cache, and the request forbids to ask for it", 504)
@@ -265,32 +265,42 @@ class Flow:
 
     async def _fetch(self, job: Job, usable: Mapping[bytes, Entry], missing: Sequence[int], stale: Stale) -> Answer:
         """Have the items at positions *missing* fetched; the upstream's answer goes on as it is if that was all."""
-        outcome, is_plain = job.outcome, job.plan.plain is None
+        outcome = job.outcome
         landing = await self._grace.fetch(job, missing, stale)
         if landing is None:
             return await self._stale(job, usable, stale, StaleReason.IF_ERROR)
-        is_whole = is_plain and len(landing.positions) == len(job.keys)
         outcome.detail = landing.detail
         if landing.rows is None:
-            self._negatives.note(job, missing, landing)
-            outcome.forget_hits()  # the answer will be the upstream's alone
-            if landing.answer is not None:
-                if is_whole or (is_plain and landing.detail in _ERRORS):
-                    return landing.answer
-                landing.close()
-            # What the client wants cannot be made of an answer that is not right: ask just as it did.
-            outcome.forwarded, outcome.coalesced = len(job.keys), 0
-            whole = await self._upstreams.send_read(job, job.request.body or b"")
-            return relayed(whole, whole)
+            return await self._not_right(job, landing)
         self._callers.served(job.owner)
         _say_settling(job)
-        if is_whole and landing.answer is not None:
+        if landing.answer is not None and job.is_answered_by(landing):
             answer = landing.answer
         else:
             rows = {key: entry.row for key, entry in usable.items()} | {**landing.rows}
             answer = await self._joined(job, rows, usable)
         answer.after = _keeping(landing)
         return answer
+
+    async def _not_right(self, job: Job, landing: Landing) -> Answer:
+        """What a client gets when *landing* brought no rows: the answer to its own request, item for item."""
+        outcome = job.outcome
+        outcome.forget_hits()  # the answer will be the upstream's alone
+        shown = await may_be_shown(job, landing)
+        if shown is None:
+            outcome.forwarded, outcome.coalesced = len(job.keys), 0
+            content = job.request.body or b""
+            if job.plan.plain is not None:
+                whole = await self._upstreams.send_read(job, content)
+                return relayed(whole, whole)
+            landing = await self._asker.ask(job, range(len(job.keys)), content)
+            outcome.detail = landing.detail
+            shown = landing.answer or Answer(502, "Bad Gateway", (), b"")
+            if landing.rows is not None:
+                self._callers.served(job.owner)
+                shown.after = _keeping(landing)
+        self._negatives.note(job, landing)
+        return shown
 
     # --- shadow -------------------------------------------------------------------------------------------------------
 

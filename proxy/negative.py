@@ -4,7 +4,7 @@ Negative caching: a vendor's error to some content, given again to the very same
 Only errors that depend on the content alone, as the vendor's adapter says; each worker knows its own, in memory.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cachetools import TLRUCache
@@ -47,11 +47,11 @@ class Negatives:
         """Whether any kind is kept at all."""
         return bool(self._lifetimes_s)
 
-    def look(self, job: Job, missing: Sequence[int]) -> Answer | None:
-        """The error that the upstream gave a moment ago when it was asked for the items at *missing*."""
+    def look(self, job: Job) -> Answer | None:
+        """The error that the upstream gave a moment ago when it was asked for the very same items."""
         if not self._kept or job.wishes.no_cache or job.mark is not None:
             return None
-        kept = self._kept.get(_asked(job, missing))
+        kept = self._kept.get(job.keys)
         if kept is None:
             return None
         age_s = self._monotonic() - kept.kept_s
@@ -62,10 +62,10 @@ class Negatives:
         headers = ((b"Content-Type", kept.content_type), (b"Age", b"%d" % age_s))
         return Answer(kept.status, kept.reason, headers, kept.body)
 
-    def note(self, job: Job, missing: Sequence[int], landing: Landing) -> None:
-        """Keep what *landing* brought for the items at *missing*, if it is an error to be kept."""
+    def note(self, job: Job, landing: Landing) -> None:
+        """Keep what *landing* brought if it is an error to be kept, and was said of all that *job* asks for."""
         answer = landing.answer
-        if not self.is_on or answer is None or not isinstance(answer.body, bytes):
+        if not self.is_on or answer is None or not isinstance(answer.body, bytes) or not job.is_answered_by(landing):
             return
         lines = {name.lower(): value for name, value in answer.headers}
         codings = tuple(value for name, value in answer.headers if name.lower() == b"content-encoding")
@@ -78,9 +78,5 @@ class Negatives:
         if ttl_s is not None and len(body) <= _MAX_BYTES and b"set-cookie" not in lines:
             content_type = lines.get(b"content-type", b"application/json")
             kept = _Kept(answer.status, answer.reason, content_type, body, self._monotonic(), ttl_s)
-            self._kept[_asked(job, missing)] = kept
-
-
-def _asked(job: Job, missing: Sequence[int]) -> tuple[bytes, ...]:
-    """What the upstream is asked for: the items' keys hold all that could change its answer, the credential too."""
-    return tuple(job.keys[at] for at in missing)
+            # What the upstream was asked: keys hold all that could change its answer, the credential too.
+            self._kept[job.keys] = kept

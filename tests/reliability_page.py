@@ -67,6 +67,10 @@ SECTIONS = {
         "C10": "A restart forgets nothing that matters",
         "C11": "What is not seen is bounded by the lifetime",
         "C12": "A collection that was dropped and made anew shows nothing old",
+        "C14": "A write of unknown outcome that the vendor executes late is not outlived by an older answer, for "
+        "`vector.unknown_settle_s`",
+        "C16": "An answer to a request that was made smaller, or for several clients, is shown to nobody, unless it is "
+        "an error that speaks of nobody's items",
         "C17": "The last word about a mode wins, over replicas and restarts; when it ends, the one before it holds",
     },
     "Security": {
@@ -89,6 +93,8 @@ SECTIONS = {
         "S17": "A credential that the vendor has refused gets no hits",
         "S18": "Least power in Redis",
         "S19": "Libraries below known-good versions are refused",
+        "S21": "Nobody voids by accident: not by OPTIONS or HEAD, without a credential, with a refused one, or by a "
+        "write that was not sent whole",
     },
 }
 

@@ -41,11 +41,12 @@ async def batching(
 
 
 def refusing(bad: str, status: int = 400) -> Answer:
-    """The vendor, who refuses any request with the *bad* text in it, and says what else was."""
+    """The vendor, who refuses any request with the *bad* text in it; with status 400 he says what else was."""
 
     async def answer(request: RecordedRequest, writer: asyncio.StreamWriter) -> None:
         texts = json.loads(request.body)["input"]["texts"]
-        error = json.dumps({"code": "DataInspectionFailed", "message": str(texts), "request_id": "r"}).encode()
+        told = str(texts) if status == 400 else "Requests rate limit exceeded"
+        error = json.dumps({"code": "DataInspectionFailed", "message": told, "request_id": "r"}).encode()
         await (answers.respond_json(error, status) if bad in texts else telling())(request, writer)
 
     return answer

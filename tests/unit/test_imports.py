@@ -21,10 +21,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "fetch": ({"core", "errors", "cache", "ask", "batching"}, set()),
     "grace": ({"core", "errors", "cache", "ask", "fetch"}, {"cachetools"}),
     "negative": ({"core", "errors", "ask"}, {"cachetools"}),
+    "shown": ({"core", "ask"}, set()),
     "planner": ({"core", "callers"}, {"cachetools"}),
     "at_once": ({"core", "cache", "callers", "planner"}, set()),
     "flow": (
-        {"core", "errors", "cache", "callers", "planner", "at_once", "ask", "fetch", "grace", "negative"},
+        {"core", "errors", "cache", "callers", "planner", "at_once", "ask", "fetch", "grace", "negative", "shown"},
         set(),
     ),
     "server": ({"core", "errors", "at_once", "flow", "server", "transport"}, {"aiohttp", "grpc", "cachetools"}),
