@@ -17,6 +17,7 @@ from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.journals import Claim, claim
 from proxy.cache.leases import Leases
+from proxy.cache.lock_times import LockTimes
 from proxy.cache.memory import MemoryTier
 from proxy.cache.standings import Standings
 from proxy.cache.tiers import Tiers
@@ -176,7 +177,10 @@ async def built(
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         standings=standings,
     )
-    ways = Upstreams(lambda request: parts.way(request, over_http, over_grpc), callers, clock)
+    ways = Upstreams(
+        lambda request: parts.way(request, over_http, over_grpc), callers, clock, settings.flights.deadline_s
+    )
+    lock_times = LockTimes(settings.flights.lock_s)
     negatives = Negatives(parts.negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
@@ -198,16 +202,19 @@ async def built(
             tasks,
             rules=parts.batching_rules(settings),
             clock=clock,
+            lock_times=lock_times,
             max_answer_bytes=settings.limits.max_answer_bytes,
             heavy=heavy,
             on_batch=observer.batched,
         ),
         flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
+        lock_times=lock_times,
         claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
         tiers=tiers,
         voidable=voidable,
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
+        on_overdue=observer.flight_overdue,
     )
     grace = Grace(
         windows=parts.windows(settings),

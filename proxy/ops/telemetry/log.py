@@ -108,6 +108,10 @@ class Observer:
         """See Telemetry; counted only: each of the requests has its line."""
         self._metrics.batched(items, is_right)
 
+    def flight_overdue(self, operation: str) -> None:
+        """See Telemetry; counted only: a vendor that is slow makes many."""
+        self._metrics.flight_overdue(operation)
+
     def loop_lag(self, seconds: float) -> None:
         """See Metrics."""
         self._metrics.loop_lag(seconds)
