@@ -55,6 +55,8 @@ SECTIONS = {
         "the lock time, in every process",
         "R18": "A worker or an embedded Redis that hangs is reported within 5 s and replaced, after 15 s and 20 s; "
         "an order that it did not confirm says so",
+        "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
+        "and no request; a start that it makes impossible says why",
     },
     "Vector queries, writes and purges": {
         "C1": "An answer that was in flight across a write is not kept",

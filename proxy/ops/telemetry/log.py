@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
-from proxy.ops.telemetry import labels
+from proxy.ops.telemetry import labels, metric_space
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
@@ -32,6 +32,7 @@ class Observer:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The observer of a worker; the log is configured, and the folder for metrics is set."""
+        metric_space.install()
         return cls(
             Metrics(labels.upstream_names(settings)),
             log_requests=settings.log.requests,
