@@ -81,7 +81,7 @@ SECTIONS = {
         "S1": "No answer crosses credentials",
         "S2": "Everything that can change an answer is in its key, and the key is made of what is sent",
         "S3": "Errors are never stored",
-        "S4": "No request is smuggled, on either side",
+        "S4": "What readers could end at different places gets 400 (requests) or 502 (answers); its connection ends",
         "S5": "It is no open proxy",
         "S6": "Hop-by-hop lines are dropped by rule",
         "S7": "Forwarding headers are not believed",
@@ -97,6 +97,7 @@ SECTIONS = {
         "S17": "A credential that the vendor has refused gets no hits",
         "S18": "Least power in Redis",
         "S19": "Libraries below known-good versions are refused",
+        "S20": "Upstreams parse the head and body that were meant, no connection is kept with bytes unread or unsent",
         "S21": "Nobody voids by accident: not by OPTIONS or HEAD, without a credential, with a refused one, or by a "
         "write that was not sent whole",
     },

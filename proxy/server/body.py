@@ -26,6 +26,11 @@ class IncomingBody:
         """The answer is on its way, so nobody minds any more how long the rest takes."""
         self.received_bytes = 0
 
+    @property
+    def is_withheld(self) -> bool:
+        """Whether its client still waits to be asked for it: it may send it all the same, or another request."""
+        return not (self._asked_to_continue or self.is_empty)
+
     async def read(self, limit: int) -> bytes | None:
         """The whole body, or ``None`` when it is longer than *limit*; ``pieces`` still gives all of it."""
         if self.length is not None and self.length > limit:

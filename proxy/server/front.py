@@ -119,12 +119,13 @@ class Front:
             return await self._write(raw, answer, outcome)
         request = intake.request(raw)
         outcome.upstream = request.upstream
+        may_stay = True
         if wants_websocket(raw) and self._bridge.serves(request.upstream):
             outcome.operation = "websocket"
             bridged = await self._bridge.run(raw, request, outcome)
             if isinstance(bridged, web.StreamResponse):
                 return bridged
-            answer = bridged
+            answer, may_stay = bridged, False  # a client may have sent frames already
         else:
             found = raw.protocol.found_for(raw) if isinstance(raw.protocol, Connection) else None
             if found is not None:
@@ -132,15 +133,15 @@ class Front:
             answer = await self._flow.answer(request, body, outcome, found)
         body.is_answered = True
         try:
-            return await self._write(raw, answer, outcome)
+            return await self._write(raw, answer, outcome, may_stay=may_stay and not body.is_withheld)
         finally:
             answer.close()
 
-    async def _write(self, raw: web.BaseRequest, answer: Answer, outcome: Outcome) -> Written:
+    async def _write(self, raw: web.BaseRequest, answer: Answer, outcome: Outcome, *, may_stay: bool = True) -> Written:
         outcome.status = answer.status
         try:
             written, outcome.bytes_out = await write_answer(
-                raw, answer, self._own_lines(outcome), keep_alive=not self.is_draining
+                raw, answer, self._own_lines(outcome), keep_alive=may_stay and not self.is_draining
             )
         finally:
             answer.after()  # what was paid for is kept, also when the client has gone meanwhile
@@ -258,7 +259,7 @@ class Front:
         outcome.request_id = str(uuid.uuid4())  # the same in the answer and in the log
         answer = self.error_answer(raw.raw_path, error.status, error.code, error.message, outcome.request_id)
         # After a refused request nobody knows where the next one would begin.
-        keep_alive = not isinstance(error, ClientError) and not self.is_draining
+        keep_alive = not (isinstance(error, ClientError) or body.is_withheld or self.is_draining)
         outcome.status = error.status
         written, outcome.bytes_out = await write_answer(raw, answer, (), keep_alive=keep_alive)
         return _answered(raw, written)

@@ -51,6 +51,9 @@ class Bridge:
         """
         if not web.WebSocketResponse().can_prepare(raw):
             raise ClientError(ErrorCode.BAD_REQUEST, "this is not a valid WebSocket handshake")
+        if hdrs.TRANSFER_ENCODING in raw.headers or raw.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0"):
+            # RFC 6455 §4.1 knows of none. Behind a head that another protocol may follow, who knows how it is read.
+            raise ClientError(ErrorCode.BAD_REQUEST, "a WebSocket handshake has no body")
         offered = tuple(
             name.strip() for name in raw.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",") if name.strip()
         )

@@ -14,7 +14,7 @@ import select
 from typing import Any
 
 import aiohttp
-from aiohttp import StreamReader, hdrs
+from aiohttp import EMPTY_PAYLOAD, StreamReader, hdrs
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, HttpVersion11, RawResponseMessage
 
@@ -32,9 +32,10 @@ WANTS_FRESH = contextvars.ContextVar("WANTS_FRESH", default=False)
 
 class Connections(aiohttp.TCPConnector):
     """
-    aiohttp's pool, which never gives out a connection on which something has come since its last answer.
+    aiohttp's pool, which keeps no connection with unread or unwritten bytes, nor gives one out.
 
-    Source: RFC 9112 §9.2. aiohttp looks when a connection is given back, but not when it is taken out again.
+    Source: RFC 9112 §9.2. aiohttp looks when a connection is given back, but not when it is taken out again; and not
+    at what is still to be written, nor at what has come behind the end of an answer and is no whole head yet.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
@@ -51,9 +52,12 @@ class Connections(aiohttp.TCPConnector):
             connection.close()
         return None
 
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401  as above
+        super()._release(key, protocol, should_close=should_close or not protocol.may_rest())
+
 
 class _Connection(ResponseHandler):
-    """aiohttp's connection, which gives sound answers only, and lets none hang."""
+    """aiohttp's connection, which gives sound answers only, lets none hang, and ends when it is spoken to at rest."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         super().__init__(**options)
@@ -61,10 +65,25 @@ class _Connection(ResponseHandler):
         self._poll: Any = None
         self._heard_s: float | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._is_parsing = False
+        self._is_resting = False
+
+    def may_rest(self) -> bool:
+        """
+        Whether another request may follow: its answer is over, and nothing is left to be read or written.
+
+        No other place decides that. Until there is another request, whatever comes ends the connection.
+        """
+        self._is_resting = True
+        transport: Any = self.transport
+        if self.should_close or transport is None or transport.get_write_buffer_size():
+            return False
+        # Within the parser nobody knows what follows; ``data_received`` looks when it has come back.
+        return self._is_parsing or not self._holds_half_a_head()
 
     def has_spoken(self) -> bool:
         """Whether bytes, or its end, came while it was idle: read by the loop already, or still in the kernel."""
-        if self.should_close or self.transport is None or self._holds_half_a_head():
+        if self.should_close or self.transport is None:
             return True
         if self._poll is None:
             self._poll = select.poll()
@@ -116,22 +135,33 @@ class _Connection(ResponseHandler):
     def set_response_params(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         """Called by aiohttp for each request, before its answer."""
         self._heads = Heads()
+        self._is_resting = False
+        if self._tail:  # it was said before anything was asked, so another answer may follow
+            self.force_close()
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        if self._heads.are_odd(data):
+        if (self._is_resting and data) or self._heads.are_odd(data):
             self._refuse()
-        else:
+            return
+        self._is_parsing = True
+        try:
             super().data_received(data)
+        finally:
+            self._is_parsing = False
+        if self._is_resting and self.transport is not None and self._holds_half_a_head():
+            self._refuse()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Called by aiohttp's parser for each head."""
-        message, _ = data
-        if _is_sound(message):
-            super().feed_data(data, size)
-        else:
+        message, payload = data
+        if not _is_sound(message):
             self._refuse()
+            return
+        if payload is EMPTY_PAYLOAD and _declares_a_body(message):
+            self.force_close()  # there should be none (HEAD, 204, 304), but who declares one may send it
+        super().feed_data(data, size)
 
     def _refuse(self) -> None:
         if self.transport is not None:
@@ -170,6 +200,10 @@ def _is_framed_soundly(message: RawResponseMessage) -> bool:
         return not message.chunked
     values = tuple(value for name, value in message.raw_headers if name.lower() == b"transfer-encoding")
     return message.chunked and list_items(values) == ("chunked",) and message.version >= HttpVersion11
+
+
+def _declares_a_body(message: RawResponseMessage) -> bool:
+    return message.chunked or message.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0") != ""
 
 
 def _have_control(texts: tuple[bytes, ...]) -> bool:

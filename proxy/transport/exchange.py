@@ -15,15 +15,14 @@ from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
-from proxy.core.answer import Body
 from proxy.core.request import HeaderLines, Request
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
+from proxy.transport.framing import Framed
 
 MAX_BYTES = 48 * 1024
 """Of a head and a body that are written at once: what an idle connection takes without being full (64 KiB)."""
 
-_NO_LENGTH = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _CONTINUES, _SWITCHES = range(100, 200), 101
 
 
@@ -83,19 +82,17 @@ class Exchange:
         self._where = aiohttp.ClientRequest(hdrs.METH_GET, url)
         self._host = f"Host: {url.host_port_subcomponent}\r\n".encode("ascii")
 
-    def message(self, request: Request, body: Body | None) -> bytes | None:
+    def message(self, request: Request, framed: Framed) -> bytes | None:
         """
-        The bytes of *request*; ``None`` when its body is long, or is not here yet.
+        The bytes of *request*, which is delimited as *framed*; ``None`` when it is long, or not here yet.
 
         Raises:
             ClientError: it cannot be written as it is.
         """
-        content = request.body
-        if content is None:
-            content = b"" if body is None else body.at_hand(MAX_BYTES)
-        if content is None or len(content) > MAX_BYTES:
+        content = framed.content
+        if not isinstance(content, bytes) or len(content) > MAX_BYTES:
             return None
-        message = _head(request, len(content), self._host) + content
+        message = _head(request, framed.lines, self._host) + content
         return message if len(message) <= MAX_BYTES else None
 
     async def ask(self, message: bytes, *, is_head: bool) -> Received:
@@ -133,40 +130,16 @@ def _write(transport: asyncio.WriteTransport | None, message: bytes) -> None:
     transport.write(message)
 
 
-def _head(request: Request, length: int, host: bytes) -> bytes:
+def _head(request: Request, lines: HeaderLines, host: bytes) -> bytes:
     target = request.target
     if target.find("?") == len(target) - 1:
         target = target[:-1]  # the session cannot write it, and both must ask for the same
-    lines = [f"{request.method} {target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape"), host]
-    lines += [b"%b: %b\r\n" % line for line in _lines(request, length)]
-    head = b"".join(lines)
+    start = f"{request.method} {target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
+    head = b"".join((start, host, *[b"%b: %b\r\n" % line for line in lines]))
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ClientError(ErrorCode.BAD_REQUEST, "a header value is not UTF-8") from error
-    if not head.count(b"\r") == head.count(b"\n") == len(lines) or b"\0" in head:
+    if not head.count(b"\r") == head.count(b"\n") == len(lines) + 2 or b"\0" in head:
         raise ClientError(ErrorCode.BAD_REQUEST, "a header line holds control characters")
     return head + b"\r\n"
-
-
-def _lines(request: Request, length: int) -> HeaderLines:
-    """
-    The lines after Host; of lines whose names differ in case only, all get the first's.
-
-    The *length* of the body is what it is, whatever the client's line says, and whether that came through or not.
-    """
-    lines: list[tuple[bytes, bytes]] = []
-    spellings: dict[bytes, bytes] = {}
-    for name, value in request.headers:
-        low = name.lower()
-        if low == b"content-length":
-            if request.body is None and low not in spellings:
-                lines.append((name, b"%d" % length))
-                spellings[low] = name
-        elif low != b"host":
-            lines.append((spellings.setdefault(low, name), value))
-    if request.body is not None or (
-        b"content-length" not in spellings and (length or request.method not in _NO_LENGTH)
-    ):
-        lines.append((b"Content-Length", b"%d" % length))
-    return tuple(lines)

@@ -20,7 +20,8 @@ from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import WANTS_FRESH, Connections
-from proxy.transport.exchange import Exchange, Received
+from proxy.transport.exchange import MAX_BYTES, Exchange, Received
+from proxy.transport.framing import Framed, framed
 from proxy.transport.slots import Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -96,6 +97,8 @@ class HttpTransport:
         self._slots = slots
         # No limit of its own: whoever waits there waits without an end, and is seen nowhere.
         connections = Connections(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=True)
+        # Nobody knows whether both sides read a handshake that was refused alike: each has a connection of its own.
+        once = Connections(limit=0, force_close=True, use_dns_cache=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s)
         parsing: dict[str, Any] = {
             "read_bufsize": _READ_AHEAD_BYTES,
@@ -104,20 +107,8 @@ class HttpTransport:
             "max_headers": max_lines,
         }
         self._exchange = Exchange(origin, connections, timeout, **parsing)
-        self._session = aiohttp.ClientSession(
-            connector=connections,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            raise_for_status=False,
-            trust_env=False,
-            skip_auto_headers=_SKIPPED,
-            timeout=timeout,
-            middlewares=(_keep_refusal,),
-            **parsing,
-        )
-        # aiohttp re-sends what it holds idempotent when a kept connection turns out to be closed, without asking
-        # whether the body can be read twice, and offers no public switch (aiohttp #10790). We decide that ourselves.
-        self._session._retry_connection = False  # noqa: SLF001
+        self._session = _session(connections, timeout, **parsing)
+        self._handshakes = _session(once, timeout, middlewares=(_keep_refusal,), **parsing)
 
     async def send(self, request: Request, body: Body | None = None) -> UpstreamAnswer:
         """
@@ -131,10 +122,11 @@ class HttpTransport:
         await self._slots.take(is_again=request.is_again)
         with _Slot(self._slots) as slot:
             WANTS_FRESH.set(request.is_again)
-            message = self._exchange.message(request, body)
+            outgoing = framed(request, body, MAX_BYTES)
+            message = self._exchange.message(request, outgoing)
             response: aiohttp.ClientResponse | Received
             if message is None:
-                response = await self._stream(request, body)
+                response = await self._stream(request, outgoing)
             else:
                 response = await self._exchange.ask(message, is_head=request.method == hdrs.METH_HEAD)
             slot.held_by(response)
@@ -143,12 +135,12 @@ class HttpTransport:
             raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
         return UpstreamAnswer(response)
 
-    async def _stream(self, request: Request, body: Body | None) -> aiohttp.ClientResponse:
+    async def _stream(self, request: Request, outgoing: Framed) -> aiohttp.ClientResponse:
         return await self._session.request(
             request.method,
             URL(self.origin + request.target, encoded=True),
-            headers=_headers(request, body),
-            data=_data(request, body),
+            headers=_headers(outgoing.lines),
+            data=outgoing.content or None,
             allow_redirects=False,
         )
 
@@ -164,10 +156,10 @@ class HttpTransport:
         await self._slots.take()
         with _Slot(self._slots) as slot:
             try:
-                socket = await self._session.ws_connect(
+                socket = await self._handshakes.ws_connect(
                     URL(self.origin + request.target, encoded=True),
                     method=request.method,
-                    headers=_headers(request, None),
+                    headers=_headers(framed(request, None, 0).lines),
                     protocols=protocols,
                     autoping=False,
                     autoclose=False,
@@ -182,7 +174,29 @@ class HttpTransport:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        await asyncio.gather(self._session.close(), self._handshakes.close())
+
+
+def _session(
+    connections: Connections,
+    timeout: aiohttp.ClientTimeout,
+    **options: Any,  # noqa: ANN401  aiohttp's
+) -> aiohttp.ClientSession:
+    """A session over *connections*, with everything off that would help an application."""
+    session = aiohttp.ClientSession(
+        connector=connections,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        raise_for_status=False,
+        trust_env=False,
+        skip_auto_headers=_SKIPPED,
+        timeout=timeout,
+        **options,
+    )
+    # aiohttp re-sends what it holds idempotent when a kept connection turns out to be closed, without asking
+    # whether the body can be read twice, and offers no public switch (aiohttp #10790). We decide that ourselves.
+    session._retry_connection = False  # noqa: SLF001
+    return session
 
 
 class _Slot:
@@ -234,30 +248,12 @@ def handshake_lines(socket: aiohttp.ClientWebSocketResponse) -> HeaderLines:
     return tuple(line for line in lines if not line[0].lower().startswith(b"sec-websocket-"))
 
 
-def _headers(request: Request, body: Body | None) -> CIMultiDict[str]:
-    lines: CIMultiDict[str] = CIMultiDict()
-    spellings: dict[bytes, bytes] = {}
-    for name, value in request.headers:
-        low = name.lower()
-        if low == b"host" or (low == b"content-length" and request.body is not None):
-            continue
-        try:
-            # Of lines whose names differ in case only, aiohttp's session would keep the last: all get the first's case.
-            lines.add(spellings.setdefault(low, name).decode("ascii"), value.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            # aiohttp's writer would drop such bytes without a word.
-            raise ClientError(ErrorCode.BAD_REQUEST, "a header value is not UTF-8") from error
-    if request.body is not None:
-        lines["Content-Length"] = str(len(request.body))
-    elif body is not None and body.length is None:
-        lines.popall("Content-Length", None)
-    return lines
-
-
-def _data(request: Request, body: Body | None) -> bytes | AsyncIterator[bytes] | None:
-    if request.body is not None:
-        return request.body
-    return None if body is None or body.is_empty else body.pieces()
+def _headers(lines: HeaderLines) -> CIMultiDict[str]:
+    try:
+        # aiohttp's writer would drop bytes that are not UTF-8 without a word.
+        return CIMultiDict([(name.decode("ascii"), value.decode("utf-8")) for name, value in lines])
+    except UnicodeDecodeError as error:
+        raise ClientError(ErrorCode.BAD_REQUEST, "a header value is not UTF-8") from error
 
 
 def _declared_length(response: aiohttp.ClientResponse | Received) -> int | None:

@@ -119,7 +119,7 @@ async def test_an_answer_to_head_has_no_body_whatever_it_declares() -> None:
             for _ in range(2):
                 reply = await transport.send(Request("HEAD", "/a", (), "v"))
                 assert (reply.length, await reply.read(10)) == (5, (b"", True))
-        assert len(upstream.connections) == 1
+        assert len(upstream.connections) == 2  # who declares a body may send it yet
 
 
 @pytest.mark.parametrize(
