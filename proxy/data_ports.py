@@ -20,6 +20,7 @@ from proxy.settings import DEFAULT_UPSTREAM, DEFAULT_VECTOR_UPSTREAM, Settings
 from proxy.vendors.choice import Choice
 from proxy.vendors.errors import error_lines
 from proxy.vendors.headers import decisive
+from proxy.vendors.registry import IDENTITY
 
 if TYPE_CHECKING:
     from proxy.server.grpc import GrpcFront
@@ -161,4 +162,5 @@ def _intake(settings: Settings, port: Port) -> Intake:
         upstream_of=(lambda *_: port.upstream) if port.upstream else choice,
         own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
         decisive=decisive,
+        identity=frozenset(name.decode("ascii") for name in IDENTITY),
     )

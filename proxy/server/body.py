@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from aiohttp import HttpVersion11, hdrs, web
 
 from proxy.errors import ClientError, ErrorCode
+from proxy.server.half_closed import CONTINUE
 
 
 class IncomingBody:
@@ -73,7 +74,7 @@ class IncomingBody:
         if not self._asked_to_continue:
             # RFC 9110 §10.1.1; asked for only now, so that a request refused by its head is refused without its body.
             self._asked_to_continue = True
-            await self._raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await self._raw.writer.write(CONTINUE)
         while piece := await self._next():
             self.received_bytes += len(piece)
             yield piece

@@ -12,6 +12,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from proxy.core.answer import Again, Answer
 from proxy.core.found import Found
 from proxy.errors import ErrorCode
+from proxy.server.half_closed import HalfClosed, has_begun
 from proxy.server.lane import HOLD_S, Boundary, Lane
 from proxy.server.watch import Watch
 from proxy.server.wire import write_answer
@@ -43,11 +44,13 @@ class Connection(RequestHandler):
         "_boundary",
         "_found",
         "_front",
+        "_half_closed",
         "_held",
         "_holding",
         "_is_free",
         "_last",
         "_port",
+        "_start",
         "has_asked",
         "watch",
     )
@@ -63,6 +66,8 @@ class Connection(RequestHandler):
         self._held = b""
         self._holding: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._found: tuple[object, Found] | None = None  # the message that it was found for
+        self._half_closed: HalfClosed | None = None
+        self._start = b""  # of a head that is not whole yet, as far as it tells HTTP/2
         self.has_asked = False
         self.watch: Watch
 
@@ -79,9 +84,22 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop, when everything that was written has left or cannot."""
         self._let_go()
+        if self._half_closed is not None:
+            self._half_closed.end()
         self._port.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Called by the event loop when the client sends no more; whether it may still want its answer."""
+        transport: Any = self.transport
+        is_asking = isinstance(self._holding, asyncio.Task) or (not self._is_free and self._body.is_eof())
+        if transport is None or not is_asking or has_begun(self._current_request):
+            return False
+        if transport.get_extra_info("sslcontext") or transport.get_extra_info("socket") is None:
+            return False  # over TLS both ways end at once
+        self._half_closed = HalfClosed(transport, self._front.clients.resets, lambda: self._current_request)
+        return True
 
     def _task_ended(self, task: "asyncio.Task[None]") -> None:
         """What should never be: it closes the connection at its end, but not if it stumbles over a request's head."""
@@ -142,6 +160,8 @@ class Connection(RequestHandler):
         if raw._message is not self._last:  # noqa: SLF001  as below
             return  # another has come meanwhile, and its body may still be on its way
         self._is_free = True
+        if self._half_closed is not None:
+            self._close = True  # this was the last
         if again is None:
             return
         request, body = self._boundary.whole(raw._message)  # noqa: SLF001  tells it from a later one
@@ -194,12 +214,12 @@ class Connection(RequestHandler):
         """Hand *data* to aiohttp, and see what it finds in it."""
         known = len(self._messages)
         self._feed(data)
-        self._refuse_nameless()
+        self._refuse_nameless(data)
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
             if self._is_free and data:
-                self.watch.head_begins()
+                self._begin_head(data)
             return
         self.has_asked = True
         self._is_free = False
@@ -212,14 +232,30 @@ class Connection(RequestHandler):
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
-    def _refuse_nameless(self) -> None:
-        """The parser takes ``CONNECT`` with nothing behind it for a request, and aiohttp's task stumbles over that."""
+    def _begin_head(self, data: bytes) -> None:
+        """*data* is part of a head. Behind HTTP/2's first lines the parser waits for more than some clients send."""
+        if self.watch.head_begins():
+            self._start = b""
+        self._start = (self._start + data)[: len(_HTTP_2)]
+        if self._start == _HTTP_2:
+            self._messages.append((_refusal(505, "HTTP/2"), EMPTY_PAYLOAD))
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def _refuse_nameless(self, data: bytes) -> None:
+        """
+        The parser takes ``CONNECT`` with nothing behind it for a request, and aiohttp's task stumbles over that.
+
+        HTTP/2, which the parser refuses like anything that is malformed, is told why.
+        """
         if not self._messages:
             return
         message = self._messages[-1][0]  # what follows a CONNECT is not parsed
-        if isinstance(message, RawRequestMessage) and not message.path:
-            refusal = BadHttpMessage("no target")
-            self._messages[-1] = (_ErrInfo(400, refusal, refusal.message), EMPTY_PAYLOAD)
+        if isinstance(message, _ErrInfo):
+            if _HTTP_2 in (data[: len(_HTTP_2)], (self._start + data)[: len(_HTTP_2)]):
+                self._messages[-1] = (_refusal(505, "HTTP/2"), EMPTY_PAYLOAD)
+        elif not message.path:
+            self._messages[-1] = (_refusal(400, "no target"), EMPTY_PAYLOAD)
 
     def _feed(self, data: bytes) -> None:
         """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""
@@ -270,6 +306,8 @@ class Connection(RequestHandler):
         held, self._held, self._holding = self._held, b"", None
         self._was_asked()
         if is_answered:
+            if self._half_closed is not None:
+                transport.close()
             return
         self._parse(held)
         if found is not None and self._messages:
@@ -309,10 +347,8 @@ class Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002  may quote what the client sent
     ) -> web.StreamResponse:
         """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
-        too_large = isinstance(exc, LineTooLong) or _TOO_MANY in str(exc)
-        status = 431 if too_large else status
-        code = ErrorCode.HEADER_TOO_LARGE if too_large else ErrorCode.BAD_REQUEST
-        text = "the header is too large" if too_large else "this is not a valid HTTP request"
+        status = 431 if isinstance(exc, LineTooLong) or _TOO_MANY in str(exc) else status
+        code, text = _WORDS.get(status, _WORDS[400])
         answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
         self._front.refused_by_parser(status, code)
         return _ParserRefusal(answer)
@@ -337,6 +373,19 @@ class _ParserRefusal(web.StreamResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to do."""
 
+
+def _refusal(status: int, why: str) -> _ErrInfo:
+    return _ErrInfo(status, BadHttpMessage(why), why)
+
+
+_WORDS = {
+    400: (ErrorCode.BAD_REQUEST, "this is not a valid HTTP request"),
+    431: (ErrorCode.HEADER_TOO_LARGE, "the header is too large"),
+    505: (ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here"),
+}
+
+_HTTP_2 = b"PRI * HTTP/2.0\r\n\r\n"
+"""How HTTP/2 begins where the client did not ask first (RFC 9113 §3.4); six bytes more follow."""
 
 _LONGEST_LOOK_S = 60.0
 """No Redis is waited for as long, whatever the settings and however busy the loop."""

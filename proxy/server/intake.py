@@ -31,7 +31,8 @@ class Intake:
     Turns what aiohttp parsed into a plain request.
 
     *upstream_of* chooses the upstream; *own_names* are the authorities (host, or host:port) under which clients may
-    address this proxy in absolute form; *decisive* picks the lines that can matter to both, or to whoever keys.
+    address this proxy in absolute form; *decisive* picks the lines that can matter to both, or to whoever keys, and
+    *identity* names (lower case) those that say who is asking.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Intake:
         upstream_of: UpstreamOf,
         own_names: frozenset[str],
         decisive: Callable[[HeaderLines], HeaderLines] = lambda lines: lines,
+        identity: frozenset[str] = frozenset(),
     ) -> None:
         self._upstream_of = upstream_of
         self._own_names = own_names
         self._decisive = decisive
+        self._identity = identity
         self._known: LRUCache[tuple[str, str, HttpVersion, HeaderLines], Head] = LRUCache(_MAX_KNOWN)
 
     def request(self, raw: web.BaseRequest) -> Request:
@@ -74,6 +77,9 @@ class Intake:
         authority, target = self._split(raw.raw_path)
         if not _HOST.fullmatch(host) and not (raw.version < (1, 1) and hdrs.HOST not in raw.headers):
             raise ClientError(ErrorCode.BAD_REQUEST, "Host is empty or holds characters that no host has")
+        if not self._identity.isdisjoint(_listed(raw, b"connection")):
+            # Without the line another would be asking: RFC 9110 §7.6.1 forbids to name what is for all recipients.
+            raise ClientError(ErrorCode.BAD_REQUEST, "Connection names a line that says who is asking")
         headers = end_to_end(raw.raw_headers)
         upstream = self._upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
         return Head(target, upstream, ending_here(raw.raw_headers))
@@ -100,14 +106,15 @@ def _check_framing(raw: web.BaseRequest) -> None:
         raise ClientError(ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here", 505)
     if raw.method == hdrs.METH_CONNECT:
         raise ClientError(ErrorCode.METHOD_NOT_ALLOWED, "this is not a tunnel", 405)
-    codings: tuple[str, ...] = ()
     if hdrs.TRANSFER_ENCODING in raw.headers:
-        codings = list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"transfer-encoding"))
-    if codings and raw.version < (1, 1):
-        # RFC 9112 §6.1: such a message was probably framed by somebody who did not understand it.
-        raise ClientError(ErrorCode.BAD_REQUEST, "Transfer-Encoding needs HTTP/1.1")
-    if codings not in ((), ("chunked",)):
-        raise ClientError(ErrorCode.NOT_IMPLEMENTED, "chunked is the only transfer coding known here", 501)
+        codings = _listed(raw, b"transfer-encoding")
+        if not codings:
+            raise ClientError(ErrorCode.BAD_REQUEST, "Transfer-Encoding is empty")  # nobody knows who reads that how
+        if raw.version < (1, 1):
+            # RFC 9112 §6.1: such a message was probably framed by somebody who did not understand it.
+            raise ClientError(ErrorCode.BAD_REQUEST, "Transfer-Encoding needs HTTP/1.1")
+        if codings != ("chunked",):
+            raise ClientError(ErrorCode.NOT_IMPLEMENTED, "chunked is the only transfer coding known here", 501)
     expectation = raw.headers.get(hdrs.EXPECT)
     if expectation is not None and expectation.lower() != "100-continue":
         raise ClientError(ErrorCode.BAD_REQUEST, "the only expectation met here is 100-continue", 417)
@@ -123,4 +130,9 @@ def wants_websocket(raw: web.BaseRequest) -> bool:
     """Whether the client asks to upgrade to WebSocket (RFC 6455 §4.1); any other upgrade is served as plain HTTP."""
     if raw.method != hdrs.METH_GET or raw.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
         return False
-    return "upgrade" in list_items(tuple(value for name, value in raw.raw_headers if name.lower() == b"connection"))
+    return "upgrade" in _listed(raw, b"connection")
+
+
+def _listed(raw: web.BaseRequest, name: bytes) -> tuple[str, ...]:
+    """The members of the list in the lines of that *name* (lower case)."""
+    return list_items(tuple(value for line, value in raw.raw_headers if line.lower() == name))

@@ -13,6 +13,7 @@ import termios
 from collections.abc import Callable
 
 from proxy.errors import ErrorCode
+from proxy.server.half_closed import Resets
 
 _LOOKS = 4
 """In each time limit; so a client has up to a quarter more."""
@@ -37,6 +38,7 @@ class Clients:
         self.write_idle_s = write_idle_s
         self.look_s = min(header_wait_s, write_idle_s) / _LOOKS
         self.on_ended = on_ended
+        self.resets = Resets()
         self._max_connections = max_connections
         self._turned_away: set[asyncio.BaseProtocol] = set()
 
@@ -100,10 +102,12 @@ class Watch:
         """Break the connection."""
         self._transport.abort()
 
-    def head_begins(self) -> None:
-        """Bytes came that are not a whole head yet."""
-        if self._head_since_s is None:
-            self._head_since_s = self._loop.time()
+    def head_begins(self) -> bool:
+        """Bytes came that are not a whole head yet; whether they are the first after another request."""
+        if self._head_since_s is not None:
+            return False
+        self._head_since_s = self._loop.time()
+        return True
 
     def head_ends(self) -> None:
         """A head is there, or will not come as it was malformed."""

@@ -9,6 +9,9 @@ from proxy.vendors.dashvector_grpc import DashVectorGrpc
 from proxy.vendors.dashvector_http import DashVectorHttp
 from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 
+IDENTITY = frozenset((*dashscope.CREDENTIALS, *dashvector.CREDENTIALS))
+"""Names (lower case) of the lines that say who is asking, whoever the vendor is."""
+
 
 def dashscope_adapters(
     ignored_headers: frozenset[bytes], batch_caps: Mapping[str, int], max_pieces: int = 1
