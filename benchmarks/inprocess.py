@@ -46,6 +46,12 @@ class Recorder:
     def redis_failed(self, kind: str) -> None:
         self.failures.append(f"redis {kind}")
 
+    def redis_read_only(self, is_so: bool) -> None:
+        self.failures.append(f"redis read-only: {is_so}")
+
+    def redis_went_back(self, why: str) -> None:
+        self.failures.append(f"redis went back: {why}")
+
     def invalidated(self, told: bool) -> None:
         if not told:
             self.failures.append("invalidation not told")

@@ -15,10 +15,10 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
-from proxy.cache.journals import Claim, NoClaim, claim
+from proxy.cache.journals import Claim, claim
 from proxy.cache.leases import Leases
-from proxy.cache.lock_times import LockTimes
 from proxy.cache.memory import MemoryTier
+from proxy.cache.redis_tier import RedisTier
 from proxy.cache.standings import Standings
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
@@ -37,7 +37,6 @@ from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.heap import give_back
 from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
-from proxy.ops.telemetry.log_output import logger
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
 from proxy.request_id import request_ids
@@ -59,6 +58,7 @@ class Worker:
     """The long-lived parts of one worker."""
 
     tasks: Tasks
+    redis: RedisTier | None
     tiers: Tiers
     voidable: VoidableTier
     grace: Grace
@@ -77,7 +77,7 @@ async def serve_worker(
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     with (
         contextlib.closing(Observer.of(settings)) as observer,
-        contextlib.closing(_journal(settings, control)) as own,
+        contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own,
     ):
         wired = built(
             settings,
@@ -91,7 +91,7 @@ async def serve_worker(
             workers=control.count,
         )
         async with wired as worker:
-            _learn(own, worker.generations)
+            own.learn(worker.generations)
             doors = await open_all(
                 settings,
                 worker.front,
@@ -117,24 +117,6 @@ async def serve_worker(
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
 
 
-def _journal(settings: Settings, control: WorkerControl) -> Claim | NoClaim:
-    """The journal of this worker; a folder that cannot be written must not keep it from serving."""
-    try:
-        return claim(settings.data_dir, control.number, control.count)
-    except OSError as error:
-        logger().error("journal_not_usable", error=error.strerror, consequence="what is cached of DashVector is void")
-        return NoClaim()
-
-
-def _learn(own: Claim | NoClaim, generations: Generations) -> None:
-    """Take up what others have not told Redis of; if that cannot be known, believe nothing of before."""
-    try:
-        own.learn(generations)
-    except OSError as error:
-        logger().error("journals_not_read", error=error.strerror, consequence="what is cached of DashVector is void")
-        generations.distrust()
-
-
 @contextlib.asynccontextmanager
 async def built(
     settings: Settings,
@@ -154,7 +136,7 @@ async def built(
     purges = purges or LivePurges()
     journal = journal or Journal(None)
     guard = parts.guard(settings, tasks, observer, clock)
-    redis = parts.redis_tier(settings, redis_url, guard, observer.redis_failed) if redis_url else None
+    redis = parts.redis_tier(settings, redis_url, secret, guard, observer=observer, clock=clock) if redis_url else None
     keys = Secret.derive(secret)
     codec = Codec(keys, settings.limits.max_entry_bytes)
     heavy = Heavy()
@@ -189,6 +171,12 @@ async def built(
     over_grpc = parts.grpc_transports(settings, upstreams, ports, slots)
     routes = parts.adapters(settings, upstreams)
     standings = Standings(redis, tasks, longest_ms=parts.longest_ms(settings), monotonic=clock.monotonic)
+    if redis is not None:
+        redis.incarnation.on_renewed += [
+            observer.redis_went_back,
+            lambda _: standings.redis_went_back(),
+            lambda _: voidable.redis_went_back(),
+        ]
     callers = Callers(
         secret=keys,
         endpoints={upstream.name: upstream.host for upstream in upstreams},
@@ -196,10 +184,7 @@ async def built(
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         standings=standings,
     )
-    ways = Upstreams(
-        lambda request: parts.way(request, over_http, over_grpc), callers, clock, settings.flights.deadline_s
-    )
-    lock_times = LockTimes(settings.flights.lock_s)
+    ways = Upstreams(lambda request: parts.way(request, over_http, over_grpc), callers, clock)
     negatives = Negatives(parts.negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
@@ -221,19 +206,16 @@ async def built(
             tasks,
             rules=parts.batching_rules(settings),
             clock=clock,
-            lock_times=lock_times,
             max_answer_bytes=settings.limits.max_answer_bytes,
             heavy=heavy,
             on_batch=observer.batched,
         ),
         flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
-        lock_times=lock_times,
         claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
         tiers=tiers,
         voidable=voidable,
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
-        on_overdue=observer.flight_overdue,
     )
     grace = Grace(
         windows=parts.windows(settings),
@@ -289,7 +271,7 @@ async def built(
         clock=clock,
     )
     try:
-        yield Worker(tasks, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
+        yield Worker(tasks, redis, tiers, voidable, grace, flow, front, bridge, guard, generations, slots)
     finally:
         front.tell_all()
         await heavy.close()
@@ -310,10 +292,16 @@ async def _report(worker: Worker, observer: Observer) -> None:
         await asyncio.sleep(1)
 
 
-async def _tell(worker: Worker, own: Claim | NoClaim) -> None:
-    """Tell Redis what it could not be told at the time, also if nobody asks any more, or who knew has ended."""
+async def _tell(worker: Worker, own: Claim) -> None:
+    """
+    See whether Redis went back, and tell it what it could not be told at the time.
+
+    Also if nobody asks any more, or who knew has ended.
+    """
     while True:
         with contextlib.suppress(OSError):  # a full disk, or somebody else looks; what is left stays for later
             own.adopt(worker.generations)
+        if worker.redis is not None:
+            await worker.redis.look()
         await worker.voidable.tell()
         await asyncio.sleep(_TELL_EVERY_S)

@@ -1,6 +1,6 @@
 """What settings mean for the parts of a worker: each function makes one part, or the figures that one wants."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.batching import Rules
@@ -18,6 +18,7 @@ from proxy.ops.processes.open_files import room_for
 from proxy.server.front import RequestObserver
 from proxy.server.watch import Clients
 from proxy.settings import Settings
+from proxy.shared_redis import incarnation
 from proxy.transport.http import HttpTransport
 from proxy.transport.slots import Slots
 from proxy.vendors import dashvector
@@ -35,7 +36,9 @@ class Observing(RequestObserver, Telemetry, Protocol):
     """Who is told of requests, and of what belongs to none."""
 
 
-def redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callable[[str], None]) -> RedisTier:
+def redis_tier(
+    settings: Settings, url: str, secret: bytes, guard: Guard, *, observer: Observing, clock: Clock
+) -> RedisTier:
     """The tier in Redis at *url*."""
     return RedisTier(
         url,
@@ -43,7 +46,10 @@ def redis_tier(settings: Settings, url: str, guard: Guard, on_rejected: Callable
         deadline_s=settings.redis.deadline_ms / 1000,
         max_connections=settings.redis.max_connections,
         guard=guard,
-        on_rejected=on_rejected,
+        incarnation=incarnation(settings, secret, monotonic=clock.monotonic),
+        on_rejected=observer.redis_failed,
+        on_read_only=observer.redis_read_only,
+        monotonic=clock.monotonic,
     )
 
 

@@ -60,6 +60,17 @@ def script(
     return Command((b"EVAL", text, len(keys), *keys, *arguments), read, refused=None)
 
 
+def void(text: str, names: Sequence[bytes], arguments: Sequence[bytes | int], scopes: int) -> "Command[Values | None]":
+    """Run ``scripts.VOID`` for so many *scopes*: the tokens replaced and the record; ``None``: it did not run."""
+
+    def read(reply: object) -> Values:
+        if type(reply) is list and len(reply) == scopes + 1 and set(map(type, reply)) == {bytes}:
+            return [value or None for value in reply]
+        raise Garbage("not the tokens that were replaced")
+
+    return Command((b"EVAL", text, len(names), *names, *arguments), read, refused=None)
+
+
 def _is_done(reply: object) -> bool:
     if reply is None or reply == b"OK":
         return reply is not None

@@ -110,6 +110,11 @@ class Generations:
             self._floor_ms = max(self._floor_ms, oldest_ms)
         self._close([scope])
 
+    def told_since(self, ago_ms: int) -> list[Scope]:
+        """The scopes that Redis was told of in the last *ago_ms*."""
+        now_ms = int(self._wall() * 1000)
+        return [scope for scope, told_ms in self._told_ms.items() if 0 <= now_ms - told_ms < ago_ms]
+
     def not_told(self, scopes: Iterable[Scope]) -> None:
         """Redis has yet to be told of *scopes*: they are untold until it has a token made from now on."""
         self._untold.update(dict.fromkeys(scopes, self._last_ms))
@@ -121,10 +126,6 @@ class Generations:
             if not self._writing[scope]:
                 del self._writing[scope]
         self._close(scopes)
-
-    def distrust(self) -> None:
-        """Believe no token that was made before now: what others may have left untold cannot be known."""
-        self._floor_ms = max(self._floor_ms, int(self._wall() * 1000))
 
     @property
     def untold(self) -> frozenset[Scope]:

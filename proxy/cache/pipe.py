@@ -80,9 +80,13 @@ class Pipe(asyncio.Protocol):
         self._unsent.append(packed)
         return asked
 
-    async def close(self) -> None:
-        """End the connection and what is under way on it, and wait until it is gone."""
+    def end(self) -> None:
+        """End the connection and what is under way on it."""
         self._end(Neutral())
+
+    async def close(self) -> None:
+        """The same, and wait until it is gone."""
+        self.end()
         await self._gone
 
     def _send(self) -> None:

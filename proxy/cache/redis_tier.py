@@ -10,10 +10,11 @@ import asyncio
 import base64
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
-from redis.asyncio import Connection, ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -22,6 +23,7 @@ from redis.exceptions import (
     ClusterDownError,
     InvalidResponse,
     MaxConnectionsError,
+    ReadOnlyError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -35,6 +37,7 @@ from proxy.cache import commands, scripts
 from proxy.cache.commands import Command, Garbage, Values
 from proxy.cache.deadline import Deadline
 from proxy.cache.guard import Guard, Neutral, Unavailable
+from proxy.cache.incarnation import Incarnation, Look, Names
 from proxy.cache.line import Line
 from proxy.cache.pipe import Pipe
 
@@ -56,7 +59,12 @@ _NAMES_KEPT = 1_024
 _TOKEN_MS = 30 * 86_400_000
 
 ACCEPTED = b"1"
-"""The standing of a credential that the vendor has not refused; any other is the mark of a refusal."""
+"""How the standing of a credential begins that the vendor has accepted; the incarnation's token follows."""
+MARK_BYTES = 16
+"""Standings of this length are marks of a refusal, and no others are."""
+
+_RENEW_EVERY_S = 3.0
+"""How often connections are made anew while Redis says that it is read-only, as its name may lead elsewhere by now."""
 
 FAILURES: tuple[type[Exception], ...] = (
     RedisConnectionError,
@@ -90,7 +98,11 @@ def entries_prefix(prefix: bytes) -> bytes:
 
 
 class RedisTier:
-    """Reads and writes sealed entries; every operation through *guard*."""
+    """
+    Reads and writes sealed entries; every operation through *guard*.
+
+    What hangs on writes and refusals counts only under *incarnation*.
+    """
 
     def __init__(
         self,
@@ -101,6 +113,9 @@ class RedisTier:
         max_connections: int,
         guard: Guard,
         on_rejected: Callable[[str], None],
+        on_read_only: Callable[[bool], None] = lambda _: None,
+        incarnation: Incarnation | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         # Without these, redis-py waits 5 s and tries ten times more: a hung server held one GET for 58 s. The guard's
         # deadline comes first; the socket's is for Python 3.11, where a cancellation during a send can be swallowed.
@@ -115,19 +130,23 @@ class RedisTier:
             protocol=2,
             driver_info=None,  # or every new connection begins with two commands that nobody needs
         )
-        self._redis: Redis = Redis(connection_pool=self._pool)
         self._prefix = entries_prefix(prefix.encode("ascii"))
         self._tokens, self._holds = prefix.encode("ascii") + b":g:", prefix.encode("ascii") + b":h:"
         self._claims = prefix.encode("ascii") + b":c:"
         self._standings = prefix.encode("ascii") + b":s:"
         self._guard = guard
+        self.incarnation = incarnation = incarnation or Incarnation(Names.under(prefix.encode("ascii")), hold_ms=1)
         self._deadline_s = deadline_s
+        self._monotonic = monotonic
+        self._renewed_s = -_RENEW_EVERY_S
         self._wait_s = _PATIENCE * deadline_s
         # Six names take a tenth of our part in a vector query's hit.
         self._guarded = functools.lru_cache(maxsize=_NAMES_KEPT)(self._guarded_names)
         # What is asked for is waited for, and must not stand behind a burst of stores, which nobody waits for.
-        self._asking, self._telling = Line(guard, self._connect), Line(guard, self._connect)
+        self._asking, self._telling = (Line(guard, self._connect, incarnation, self._heard) for _ in range(_LINES))
         self._on_rejected = on_rejected
+        self._on_read_only = on_read_only
+        self._is_read_only = False
         # A row of stores that is longer than Redis can take within a deadline would look like a slow Redis.
         self._write_places = asyncio.Semaphore(_STORES)
         self._void_places = asyncio.Semaphore(max_connections - _LINES)
@@ -143,26 +162,34 @@ class RedisTier:
             stores = [commands.put(self._name(key), sealed, ttl_ms) for key, sealed, ttl_ms in values]
             return sum(reply is True for reply in await self._telling.ask_all(stores))
 
+    async def look(self) -> None:
+        """Look whether Redis' data are still those that we know. Never raises."""
+        await self._asking.look()
+
     async def read_guarded(
         self, keys: Sequence[bytes], scopes: Sequence[bytes], owner: bytes
-    ) -> tuple[Values, Values, bool, bytes | None] | None:
+    ) -> tuple[Values, Values, bool, bytes | None, bytes] | None:
         """
-        Values, tokens, whether any scope is held, and *owner*'s standing, in one round trip.
+        Values, tokens, whether any scope is held, *owner*'s standing and the incarnation's token, in one round trip.
 
-        ``None`` when Redis could not be asked.
+        ``None`` when Redis could not be asked, or has gone back and is not to be believed yet.
         """
-        reply = await self._asking.ask(self._guarded(tuple(keys), tuple(scopes), owner))
-        if reply is None:
+        command = self._guarded(tuple(keys), tuple(scopes), owner)
+        reply = await self._asking.ask(command)
+        if reply is not None and not self.incarnation.stands(reply[-1]):
+            await self._asking.look()
+            reply = await self._asking.ask(command)
+        if reply is None or not self.incarnation.stands(reply[-1]):
             return None
         at_tokens, at_holds = len(keys), len(keys) + len(scopes)
-        is_held = reply[at_holds:-1].count(None) < len(scopes)
-        return reply[:at_tokens], reply[at_tokens:at_holds], is_held, reply[-1]
+        is_held = reply[at_holds:-2].count(None) < len(scopes) or self.incarnation.holds
+        return reply[:at_tokens], reply[at_tokens:at_holds], is_held, reply[-2], self.incarnation.token
 
-    async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool] | None:
+    async def make_tokens(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool, bytes] | None:
         """
         The tokens of *scopes*, those that were absent set to the given ones, and whether any scope is held.
 
-        ``None`` when Redis was no help.
+        The incarnation's token comes last. ``None`` when Redis was no help.
         """
         made = [
             commands.put(self._token(scope), token, _TOKEN_MS, b"NX")
@@ -170,18 +197,23 @@ class RedisTier:
         ]
         if None in await self._asking.ask_all(made):
             return None
-        found = await self._asking.ask(commands.values([*map(self._token, scopes), *map(self._hold, scopes)]))
-        if found is None:
+        found = await self._asking.ask(self._guarded((), tuple(scopes), b""))
+        if found is None or not self.incarnation.stands(found[-1]):
             return None
         current = tuple(token for token in found[: len(scopes)] if token is not None)
-        is_held = any(hold is not None for hold in found[len(scopes) :])
-        return (current, is_held) if len(current) == len(scopes) else None
+        is_held = found[len(scopes) : -2].count(None) < len(scopes) or self.incarnation.holds
+        return (current, is_held, self.incarnation.token) if len(current) == len(scopes) else None
 
     async def fill_guarded(
         self, key: bytes, sealed: bytes, ttl_ms: int, scopes: Sequence[bytes], tokens: Tokens
     ) -> bool:
-        """Keep *sealed* if the tokens are still *tokens* and nothing holds; whether it was kept."""
-        names = [self._name(key), *map(self._token, scopes), *map(self._hold, scopes)]
+        """
+        Keep *sealed* if the tokens are still *tokens* and nothing holds; whether it was kept.
+
+        The last of *tokens* is the incarnation's.
+        """
+        record = self.incarnation.names.record
+        names = [self._name(key), record, *map(self._token, scopes), *map(self._hold, scopes)]
         async with self._write_places:
             return await self._telling.ask(
                 commands.script(scripts.FILL, names, [sealed, ttl_ms, len(scopes), *tokens])
@@ -189,24 +221,18 @@ class RedisTier:
 
     async def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> tuple[bytes | None, ...] | None:
         """New tokens and a hold for each scope, all or none: the tokens replaced; ``None``: Redis did not take them."""
-
-        async def send() -> list[object] | None:
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.mget([self._token(scope) for scope in tokens])
-            for scope, token in tokens.items():
-                pipeline.set(self._token(scope), token, px=_TOKEN_MS)
-                pipeline.set(self._hold(scope), b"1", px=hold_ms)
-            return await self._asked(pipeline.execute())
-
+        names = [self.incarnation.names.record, *map(self._token, tokens), *map(self._hold, tokens)]
+        arguments: list[bytes | int] = [len(tokens), _TOKEN_MS, hold_ms, *tokens.values()]
         try:
             async with self._place(self._void_places):
-                replies = await self._guard.run(send, vouches=False)
+                reply = await self._asking.ask(commands.void(scripts.VOID, names, arguments, len(tokens)))
         except Unavailable:
             return None
-        replaced, *taken = replies or [None]
-        if not isinstance(replaced, list) or not all(reply is True for reply in taken):
+        if reply is None:
             return None
-        return tuple(token if isinstance(token, bytes) else None for token in replaced)
+        if not self.incarnation.stands(reply[-1]):
+            await self._asking.look()
+        return tuple(reply[:-1])
 
     async def claim(
         self, keys: Sequence[bytes], entries: Sequence[bytes | None], owner: bytes, lease_ms: int
@@ -232,13 +258,22 @@ class RedisTier:
 
     async def refuse(self, owner: bytes, mark: bytes, life_ms: int, *, is_known: bool) -> None:
         """Set *mark* against *owner*; unless it *is known* here, only if it has a standing."""
-        condition = () if is_known else (b"XX",)
-        await self._asking.ask(commands.put(self._standing(owner), mark, life_ms, *condition))
+        names = [self._standing(owner), self.incarnation.names.record]
+        await self._asking.ask(commands.script(scripts.REFUSE, names, [mark, life_ms, int(is_known)]))
+
+    @property
+    def accepted(self) -> bytes | None:
+        """The standing of an owner that was accepted under the present incarnation; ``None`` while that is unknown."""
+        token = self.incarnation.token
+        return ACCEPTED + token if token else None
 
     async def accept(self, owner: bytes, mark: bytes | None, life_ms: int) -> bool:
         """*owner* has a standing for so long, without *mark*, but with any other that there is; whether Redis knows."""
-        name = self._standing(owner)
-        return await self._telling.ask(commands.script(scripts.ACCEPT, [name], [ACCEPTED, life_ms, mark or b""])) == [1]
+        name, accepted = self._standing(owner), self.accepted
+        if accepted is None:
+            return False
+        arguments: list[bytes | int] = [accepted, life_ms, mark or b"", MARK_BYTES]
+        return await self._telling.ask(commands.script(scripts.ACCEPT, [name], arguments)) == [1]
 
     async def close(self) -> None:
         """Close all connections."""
@@ -266,7 +301,36 @@ class RedisTier:
         """Count a refused command; raises when Redis cannot serve anybody just now."""
         if str(error).startswith(("BUSY ", "MASTERDOWN", "LOADING")):
             raise RedisConnectionError("busy") from error
+        if isinstance(error, ReadOnlyError) or str(error).startswith("READONLY"):
+            self._read_only()
         self._on_rejected(failure_kind(error))
+
+    def _heard(self, look: Look | None) -> None:
+        """What a look has shown."""
+        self.incarnation.heard(look)
+        if look is not None and look.role == b"slave":
+            self._read_only()
+        elif look is not None and look.role == b"master" and self._is_read_only:
+            self._is_read_only = False
+            self._on_read_only(False)
+        if self.incarnation.is_stranger:
+            for line in (self._asking, self._telling):
+                line.renew()
+
+    def _read_only(self) -> None:
+        """
+        Redis takes no writes: connect anew, as its name may lead to another server than the one we are connected to.
+
+        If it does not, hits go on, and the next try is a few seconds away.
+        """
+        if not self._is_read_only:
+            self._is_read_only = True
+            self._on_read_only(True)
+        now_s = self._monotonic()
+        if now_s - self._renewed_s >= _RENEW_EVERY_S:
+            self._renewed_s = now_s
+            for line in (self._asking, self._telling):
+                line.renew()
 
     # --- how it is asked ----------------------------------------------------------------------------------------------
 
@@ -324,8 +388,8 @@ class RedisTier:
 
     def _guarded_names(self, keys: Tokens, scopes: Tokens, owner: bytes) -> Command[Values]:
         """What ``read_guarded`` asks for."""
-        names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes), self._standing(owner)]
-        return commands.values(names)
+        names = [*map(self._name, keys), *map(self._token, scopes), *map(self._hold, scopes)]
+        return commands.values([*names, self._standing(owner), self.incarnation.names.record])
 
     def _token(self, scope: bytes) -> bytes:
         return self._tokens + base64.urlsafe_b64encode(scope).rstrip(b"=")

@@ -137,6 +137,10 @@ class VoidableTier:
             else:
                 self._generations.end(scopes)
 
+    def redis_went_back(self) -> None:
+        """Redis may have lost what it was told of writes that may still be settling: it is to be told again."""
+        self._generations.not_told(self._generations.told_since(self._settle_ms))
+
     async def tell(self) -> None:
         """Tell Redis of every scope that it could not be told of."""
         untold = tuple(self._generations.untold)
@@ -174,16 +178,16 @@ class VoidableTier:
         reply = await redis.read_guarded(keys, scopes, owner)
         if reply is None:
             return False
-        values, tokens, is_held, found.standing = reply
+        values, tokens, is_held, found.standing, incarnation = reply
         is_held = is_held or self._generations.settles(scopes, self._settle_ms)
         if None in tokens:
             made = await redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes])
             if made is None:
                 return False
             # Held since, perhaps: what is fetched now could be kept when that hold is over.
-            current, was_held = made
+            current, was_held, incarnation = made
             found.is_held = is_held or was_held
-            found.tokens = current if not (self._fallen(scopes, current) or found.is_held) else None
+            found.tokens = (*current, incarnation) if not (self._fallen(scopes, current) or found.is_held) else None
             return True
         current = tuple([token for token in tokens if token is not None])
         if fallen := self._fallen(scopes, current):
@@ -191,8 +195,8 @@ class VoidableTier:
         if is_held:
             found.is_held = True
             return True
-        found.tokens = current
-        self._open_all(keys, values, scopes, b"".join(current), found)
+        found.tokens = (*current, incarnation)
+        self._open_all(keys, values, scopes, b"".join(found.tokens), found)
         return True
 
     def _fallen(self, scopes: Sequence[Scope], tokens: Tokens) -> list[Scope]:
@@ -232,7 +236,7 @@ class VoidableTier:
         try:
             for key, entry in entries.items():
                 sealed = await self._heavy(entry.row.size, self._codec.seal, key, entry)
-                if self._generations.is_untold(scopes) or self._fallen(scopes, tokens):
+                if self._generations.is_untold(scopes) or self._fallen(scopes, tokens[:-1]):
                     return
                 if sealed is not None:
                     kept = await redis.fill_guarded(key, sealed, entry.ttl_ms, scopes, tokens)

@@ -14,6 +14,12 @@ class Telemetry(Protocol):
     def redis_failed(self, kind: str) -> None:
         """One Redis operation failed; *kind* is a class of error (``timeout``, ``connection``, ``rejected`` …)."""
 
+    def redis_read_only(self, is_so: bool) -> None:
+        """Redis takes no writes from now on, or takes them again."""
+
+    def redis_went_back(self, why: str) -> None:
+        """What Redis held of before no longer counts: because of *why*, or, if empty, as another process has found."""
+
     def stored(self, entries: int, failed: int) -> None:
         """So many entries were written, so many could not be."""
 
@@ -31,9 +37,6 @@ class Telemetry(Protocol):
 
     def batched(self, items: int, is_right: bool) -> None:
         """Several requests were one upstream request for so many items; not *right*: it brought none of them a row."""
-
-    def flight_overdue(self, operation: str) -> None:
-        """A request of *operation* brought nothing within its lock time: those who waited for it went on without it."""
 
     def connection_ended(self, reason: str) -> None:
         """A client's connection was refused or broken off: too many of them, or too slow; an ErrorCode."""

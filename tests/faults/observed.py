@@ -12,7 +12,17 @@ from tests.support.waiting import LONG_S, wait_until
 
 OPENED, CLOSED = "redis_breaker_open", "redis_breaker_closed"
 # What an operator may read about Redis: a line for a change, none for a request.
-ABOUT_REDIS = {OPENED, CLOSED, "orders_not_shared", "orders_shared_again"}
+WENT_BACK = "redis_went_back"
+"""Each process that finds that Redis lost data, or is told, says so once."""
+ABOUT_REDIS = {
+    WENT_BACK,
+    "redis_not_usable",
+    "redis_usable",
+    OPENED,
+    CLOSED,
+    "orders_not_shared",
+    "orders_shared_again",
+}
 
 
 def settings(**changes: object) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Scheduled:
         self.is_dead = False
 
     async def read_guarded(self, keys, scopes, owner):
-        return await self._turn(lambda: (*self._world.store.read(keys, scopes), None))
+        return await self._turn(lambda: self._world.store.read(keys, scopes))
 
     async def make_tokens(self, scopes, tokens):
         return await self._turn(lambda: self._world.store.make(scopes, tokens))

@@ -23,20 +23,21 @@ class Store:
     tokens: dict[bytes, bytes] = field(default_factory=dict)
     holds: dict[bytes, int] = field(default_factory=dict)
     now_ms: int = 0
+    incarnation: bytes = b"incarnation-0001"
 
     def is_held(self, scopes: Sequence[bytes]) -> bool:
         return any(self.holds.get(scope, 0) > self.now_ms for scope in scopes)
 
     def read(self, keys: Sequence[bytes], scopes: Sequence[bytes]):
         values = [self.entries.get(key) for key in keys]
-        return values, [self.tokens.get(scope) for scope in scopes], self.is_held(scopes)
+        return values, [self.tokens.get(scope) for scope in scopes], self.is_held(scopes), None, self.incarnation
 
-    def make(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool]:
+    def make(self, scopes: Sequence[bytes], tokens: Sequence[bytes]) -> tuple[Tokens, bool, bytes]:
         current = tuple(self.tokens.setdefault(scope, token) for scope, token in zip(scopes, tokens, strict=True))
-        return current, self.is_held(scopes)
+        return current, self.is_held(scopes), self.incarnation
 
     def fill(self, key: bytes, sealed: bytes, scopes: Sequence[bytes], tokens: Tokens) -> bool:
-        if [self.tokens.get(scope) for scope in scopes] != list(tokens) or self.is_held(scopes):
+        if [*(self.tokens.get(scope) for scope in scopes), self.incarnation] != list(tokens) or self.is_held(scopes):
             return False
         self.entries[key] = sealed
         return True
@@ -85,7 +86,7 @@ class GuardedRedis:
         return self.gates.setdefault(operation, Gate(operation))
 
     async def read_guarded(self, keys, scopes, owner):
-        return await self._asked("read", lambda: (*self.store.read(keys, scopes), None))
+        return await self._asked("read", lambda: self.store.read(keys, scopes))
 
     async def make_tokens(self, scopes, tokens):
         return await self._asked("make", lambda: self.store.make(scopes, tokens))

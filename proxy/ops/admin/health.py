@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy.core.listening import Port
 from proxy.ops.processes.redis_link import LinkDown, RedisLink
+from proxy.ops.processes.redis_watch import RedisWatch
 from proxy.ops.processes.workers import Workers
 
 
@@ -35,6 +36,7 @@ class State:
     phase: Phase = Phase.STARTING
     redis: RedisKind = RedisKind.NONE
     link: RedisLink | None = None
+    watch: RedisWatch | None = None
     workers: Workers | None = None
     wanted: int = 0
     started_mono_s: float = field(default_factory=time.monotonic)
@@ -42,13 +44,16 @@ class State:
     admin: str = ""
     loaded_unix_s: float = 0.0
     is_reloading: bool = False
-    lacking: list[Callable[[], list[str]]] = field(default_factory=list)
-    """Asked for what does not work and costs no request, in words."""
 
     @property
     def serving(self) -> int:
         """How many workers serve."""
         return self.workers.serving if self.workers is not None else 0
+
+    @property
+    def redis_words(self) -> str:
+        """Whose Redis it is, or why it cannot be used."""
+        return (self.watch.trouble if self.watch is not None else "") or self.redis
 
     @property
     def is_ready(self) -> bool:
@@ -88,7 +93,8 @@ async def redis_state(state: State) -> dict[str, Any]:
     try:
         round_trip_ms = await state.link.round_trip_ms()
     except LinkDown as down:
-        return {"kind": state.redis, "ok": False, "round_trip_ms": None, "error": down.kind}
+        words = (state.watch.trouble if state.watch is not None else "") or down.words
+        return {"kind": state.redis, "ok": False, "round_trip_ms": None, "error": down.kind, "why": words}
     return {"kind": state.redis, "ok": True, "round_trip_ms": round(round_trip_ms, 3)}
 
 
@@ -96,15 +102,13 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
     """
     HTTP status and body of ``/healthz``.
 
-    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer, a worker is missing, or something is lost
-    that costs no request (``lacks`` says what): requests are still answered, so the status stays 200 and nobody
-    restarts us for it.
+    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer or a worker is missing: requests are
+    still answered, so the status stays 200 and nobody restarts us for it.
     """
     redis = await redis_state(state)
-    lacks = [text for lacking in state.lacking for text in lacking()]
     if state.serving == 0:
         verdict = "unhealthy"
-    elif redis["ok"] is False or state.serving < state.wanted or lacks:
+    elif redis["ok"] is False or state.serving < state.wanted:
         verdict = "degraded"
     else:
         verdict = "healthy"
@@ -115,6 +119,5 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
         "redis": redis,
         "workers": state.worker_counts(),
         "settings": state.settings(),
-        **({"lacks": lacks} if lacks else {}),
     }
     return (503 if verdict == "unhealthy" else 200), body

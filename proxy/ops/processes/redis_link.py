@@ -7,7 +7,7 @@ Never on the way of a request. Single server, TLS, ACL and Unix sockets, whateve
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from proxy.cache.redis_tier import failure_kind
 from proxy.core.tasks import Tasks
+from proxy.ops.processes.redis_words import redis_words
 
 Result = TypeVar("Result")
 
@@ -27,11 +28,16 @@ _PROBE_LIFE_MS = 10_000
 
 
 class LinkDown(Exception):  # noqa: N818  a fork in the road, never an error for anybody
-    """Redis was not reached in time or refused; *kind* is a class of error without any data."""
+    """
+    Redis was not reached in time or refused; *kind* is a class of error without any data.
 
-    def __init__(self, kind: str) -> None:
+    *words* say it to a person, in Redis' own words where it has some: never a password.
+    """
+
+    def __init__(self, kind: str, words: str = "") -> None:
         super().__init__(kind)
         self.kind = kind
+        self.words = words or f"unreachable: {kind}"
 
 
 class RedisLink:
@@ -41,6 +47,10 @@ class RedisLink:
         self.prefix = prefix.encode()
         self._tasks = tasks
         self._deadline_s = deadline_s
+        self.is_barred = False
+        """Another deployment uses this Redis: nothing is asked of it but whether that is still so."""
+        self.is_new = True
+        """A connection was made since the last answer, or none has been."""
         self._redis: Redis = Redis.from_url(
             url,
             socket_timeout=deadline_s,
@@ -51,6 +61,17 @@ class RedisLink:
             protocol=2,
             driver_info=None,  # or every new connection begins with two commands that nobody needs, nor may allow
         )
+
+    async def evaluate(self, words: Sequence[bytes | str | int]) -> object:
+        """What the script says that EVAL is given as *words*, with its keys and arguments."""
+
+        async def command() -> object:
+            execute: Callable[..., Awaitable[object]] = self._redis.execute_command  # redis-py leaves it untyped
+            return await execute("EVAL", *words)
+
+        reply = await self._call(command, is_allowed=True)
+        self.is_new = False
+        return reply
 
     async def read(self, key: bytes, max_bytes: int) -> bytes:
         """The value of *key*; empty if there is none. A value longer than *max_bytes* comes cut, one byte longer."""
@@ -102,18 +123,27 @@ class RedisLink:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def _call(self, command: Callable[[], Awaitable[Result]]) -> Result:
+    async def _call(self, command: Callable[[], Awaitable[Result]], *, is_allowed: bool = False) -> Result:
+        if self.is_barred and not is_allowed:
+            raise LinkDown("stranger")
         # A task of its own, left behind at the deadline: on Python 3.11 redis-py can swallow a cancellation.
         task: asyncio.Task[Any] = self._tasks.start(_quiet(command))
         done, _ = await asyncio.wait({task}, timeout=self._deadline_s)
         if not done:
             task.cancel()
-            raise LinkDown("timeout")
+            await self._renew()
+            raise LinkDown("timeout", "unreachable: no answer in time")
         outcome = task.result()
         if isinstance(outcome, LinkDown):
+            await self._renew()
             raise outcome
         result: Result = outcome
         return result
+
+    async def _renew(self) -> None:
+        """Connect anew next time: the name may lead to another server than the one that we are still connected to."""
+        self.is_new = True
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 async def _quiet(command: Callable[[], Awaitable[Result]]) -> Result | LinkDown:
@@ -123,6 +153,6 @@ async def _quiet(command: Callable[[], Awaitable[Result]]) -> Result | LinkDown:
     except LinkDown as error:
         return error
     except (RedisError, OSError, EOFError, TimeoutError) as error:
-        return LinkDown(failure_kind(error))
+        return LinkDown(failure_kind(error), redis_words(error))
     except Exception:  # noqa: BLE001  redis-py stumbles over half an answer in more ways than it names
         return LinkDown("garbage")

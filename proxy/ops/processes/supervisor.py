@@ -27,10 +27,11 @@ from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
-from proxy.ops.processes.process import SPARING, child_environment, python_module
+from proxy.ops.processes.process import METRICS_VARIABLE, SPARING, child_environment, python_module
 from proxy.ops.processes.redis_child import REDIS_PATIENCE, RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
+from proxy.ops.processes.redis_watch import RecordFile, RedisWatch
 from proxy.ops.processes.reload import Reloader
 from proxy.ops.processes.silence import WORKER_PATIENCE, Patience
 from proxy.ops.processes.workers import NotReplacedError, Workers
@@ -43,6 +44,7 @@ from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
 from proxy.settings_types import split_address
+from proxy.shared_redis import incarnation
 
 REDIS_CONFIG = "redis.conf"
 
@@ -145,7 +147,6 @@ class Supervisor:
         purges = PurgeBook(folder.path, self._set_purges)
         for known in (book, purges):
             known.load()
-            self.state.lacking.append(known.lacks)
         stack.callback(self._tasks.start(book.run()).cancel)
         admin = Admin(self._settings, self.state, book, purges, metrics)
         admin.reload = self._reloader.reload
@@ -160,7 +161,7 @@ class Supervisor:
         await self._start_admin(admin)
         redis_url = await self._redis(folder, stack)
         if redis_url is not None:
-            await self._share(redis_url, secret, (book, purges), admin, stack)
+            await self._share(redis_url, secret, folder=folder, books=(book, purges), admin=admin, stack=stack)
         await self._start_workers(stack, book, purges, metrics, ports=ports, secret=secret, redis_url=redis_url)
 
     def _key_secret(self, folder: DataFolder) -> bytes:
@@ -190,15 +191,30 @@ class Supervisor:
         child = RedisChild(program, self._redis_config, folder.path, self._tasks, self._redis_patience)
         stack.push_async_callback(child.stop)
         self.state.redis = RedisKind.EMBEDDED
-        self.state.lacking.append(child.lacks)
         if not await child.start():
             logger().warning("embedded_redis_silent")
         return child.url
+
+    async def _watch_redis(
+        self, link: RedisLink, secret: bytes, folder: DataFolder, stack: contextlib.AsyncExitStack
+    ) -> None:
+        """Before anybody else asks Redis: whether it may be used, and whether its data are those of before."""
+        file = RecordFile(folder.path)
+        known, stopped_with = file.take()
+        data = incarnation(self._settings, secret, known=known)
+        # Of a Redis that others share, nobody can say with what it was stopped.
+        trusted = stopped_with if self.state.redis is RedisKind.EMBEDDED else b""
+        self.state.watch = watch = RedisWatch(link, data, file, trusted)
+        await watch.first()
+        stack.push_async_callback(watch.stop)
+        stack.callback(self._tasks.start(watch.run()).cancel)
 
     async def _share(
         self,
         redis_url: str,
         secret: bytes,
+        *,
+        folder: DataFolder,
         books: tuple[ModeBook, PurgeBook],
         admin: Admin,
         stack: contextlib.AsyncExitStack,
@@ -208,6 +224,7 @@ class Supervisor:
         self.state.link = link
         admin.sweep = Sweep(link, self._tasks)
         stack.callback(admin.sweep.cancel)
+        await self._watch_redis(link, secret, folder, stack)
         # The embedded server is ours alone: there are no replicas to share with.
         if self.state.redis is RedisKind.CONFIGURED:
             admin.share = Share(link, Secret.derive(secret), books)
@@ -236,7 +253,7 @@ class Supervisor:
         workers = Workers(
             self.state.wanted,
             self._worker_command,
-            {**SPARING, **child_environment(self._environ), **metrics.environment()},
+            {**SPARING, **child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
             hello=self._hello_with(self._settings),
             changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
             died=metrics.worker_died,
@@ -246,14 +263,13 @@ class Supervisor:
             patience=self._patience,
         )
         self.state.workers = workers
-        self.state.lacking.append(lambda: metrics.lacks(workers.serving_pids))
         stack.push_async_callback(workers.stop)
         self._modes_changed(metrics, book)
         metrics.workers(0, self.state.wanted)
         workers.start()
         await workers.wait_all_serve()
         self.state.phase = Phase.SERVING
-        logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis)
+        logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis_words)
         for rule in book.live.valid().rules:
             if rule.mode is not Mode.ON:  # it may have outlived a restart, and be forgotten
                 logger().warning("mode_is_not_on", **rule_fields(rule))

@@ -40,6 +40,7 @@ REDIS_FAILURES = (
     "timeout",
     OTHER,
 )
+REDIS_WENT_BACK = ("damaged", "empty", "older", "server", OTHER)
 QUEUE_REASONS = (QUEUE_FULL, QUEUE_WAIT)
 ENDINGS: tuple[str, ...] = tuple(
     code.value for code in (ErrorCode.TOO_MANY_CONNECTIONS, ErrorCode.REQUEST_TIMEOUT, ErrorCode.CLIENT_TOO_SLOW)

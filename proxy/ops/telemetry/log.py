@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
-from proxy.ops.telemetry import labels, metric_space
+from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
@@ -32,7 +32,6 @@ class Observer:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The observer of a worker; the log is configured, and the folder for metrics is set."""
-        metric_space.install()
         return cls(
             Metrics(labels.upstream_names(settings)),
             log_requests=settings.log.requests,
@@ -77,6 +76,22 @@ class Observer:
         """See Telemetry; counted only: the breaker's line says it once."""
         self._metrics.redis_failed(kind)
 
+    def redis_read_only(self, is_so: bool) -> None:
+        """See Telemetry."""
+        if is_so:
+            self._log.warning("redis_read_only", consequence="hits go on, nothing is kept; its name is looked up anew")
+        else:
+            self._log.info("redis_takes_writes")
+
+    def redis_went_back(self, why: str) -> None:
+        """See Telemetry."""
+        if why:
+            self._metrics.redis_went_back(why)
+            consequence = "no vector answer of before counts, and each credential is asked of the vendor once"
+            self._log.warning("redis_went_back", reason=why, consequence=consequence)
+        else:
+            self._log.info("redis_went_back", reason="told by another process")
+
     def stored(self, entries: int, failed: int) -> None:
         """See Telemetry."""
         self._metrics.stored(entries, failed)
@@ -108,10 +123,6 @@ class Observer:
     def batched(self, items: int, is_right: bool) -> None:
         """See Telemetry; counted only: each of the requests has its line."""
         self._metrics.batched(items, is_right)
-
-    def flight_overdue(self, operation: str) -> None:
-        """See Telemetry; counted only: a vendor that is slow makes many."""
-        self._metrics.flight_overdue(operation)
 
     def loop_lag(self, seconds: float) -> None:
         """See Metrics."""

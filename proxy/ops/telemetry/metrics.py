@@ -75,6 +75,10 @@ class Metrics:
         """See Telemetry; half-open still keeps Redis out of the way, so only ``closed`` counts as closed."""
         self._breaker_open.set(0 if new == "closed" else 1)
 
+    def redis_went_back(self, why: str) -> None:
+        """See Telemetry."""
+        self._redis_went_back[labels.known(why, self._redis_went_back)].inc()
+
     def redis_failed(self, kind: str) -> None:
         """See Telemetry."""
         self._redis_failures[labels.known(kind, self._redis_failures)].inc()
@@ -117,10 +121,6 @@ class Metrics:
         self._batch_items.observe(items)
         if not is_right:
             self._batches_undone.inc()
-
-    def flight_overdue(self, operation: str) -> None:
-        """See Telemetry."""
-        self._overdue[labels.known(operation, self._operations)].inc()
 
     def loop_lag(self, seconds: float) -> None:
         """By how much the event loop was late once."""
@@ -215,12 +215,6 @@ class Metrics:
         self._batches_undone = self._counter(
             "dashcache_batches_undone", "Such upstream requests that were not answered right."
         )
-        overdue = self._counter(
-            "dashcache_flights_overdue",
-            "Fetches that brought nothing within their lock time: others went on without them.",
-            "operation",
-        )
-        self._overdue = {operation: overdue.labels(operation) for operation in self._operations}
         self._calls = {
             (upstream, status): calls.labels(upstream, status)
             for upstream in self._upstreams
@@ -231,6 +225,10 @@ class Metrics:
     def _make_store_metrics(self) -> None:
         failures = self._counter("dashcache_redis_failures", "Failed Redis operations, by kind.", "kind")
         stores = self._counter("dashcache_stores", "Entries written to Redis, and those that could not be.", "result")
+        went_back = self._counter(
+            "dashcache_redis_went_back", "Times that Redis' data were found to be older than they were.", "reason"
+        )
+        self._redis_went_back = {reason: went_back.labels(reason) for reason in labels.REDIS_WENT_BACK}
         self._redis_failures = {kind: failures.labels(kind) for kind in labels.REDIS_FAILURES}
         self._stored, self._store_failed = stores.labels("stored"), stores.labels("failed")
         refreshes = self._counter("dashcache_refreshes", "Refreshes of stale entries in the background.", "result")

@@ -22,6 +22,7 @@ from tests.support.toxics import Latency, Slicer
 from tests.support.waiting import wait_until
 
 OWNER = b"owner"
+SOUND = b"*5\r\n$5\r\nsound\r\n$88\r\n" + b"0" * 88 + b"\r\n$0\r\n\r\n$6\r\nmaster\r\n:0\r\n"
 RESET_S = 0.05
 FAIL_MAX = 5
 
@@ -103,6 +104,10 @@ async def raw_redis(answer: Callable[[int, bytes], bytes | None]) -> AsyncIterat
         open_lines.add(writer)
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                if b"EVAL" in data:  # the look that a connection begins with
+                    writer.write(SOUND)
+                    if b"MGET" not in data:
+                        continue
                 reply = answer(number, data)
                 if reply is None:
                     break

@@ -1,7 +1,7 @@
 """Which credentials get nothing from the cache because the vendor has refused them."""
 
 from proxy.cache import standings
-from proxy.cache.redis_tier import ACCEPTED
+from proxy.cache.redis_tier import ACCEPTED, MARK_BYTES
 from proxy.cache.standings import Standings
 from proxy.core.tasks import Tasks
 from tests.support.clock import FakeClock
@@ -16,6 +16,7 @@ class FakeRedis:
         self.held: dict[bytes, bytes] = {}
         self.calls: list[str] = []
         self.reachable = True
+        self.accepted = ACCEPTED + b"incarnation-0001"
 
     async def refuse(self, owner, mark, life_ms, *, is_known):
         self.calls.append("refuse")
@@ -24,8 +25,9 @@ class FakeRedis:
 
     async def accept(self, owner, mark, life_ms):
         self.calls.append("accept")
-        if self.reachable and self.held.get(owner) in (None, mark):
-            self.held[owner] = ACCEPTED
+        held = self.held.get(owner)
+        if self.reachable and (held is None or held == mark or len(held) != MARK_BYTES):
+            self.held[owner] = self.accepted
         return self.reachable
 
 
@@ -105,16 +107,52 @@ async def test_what_can_be_no_mark_is_none():
     redis = FakeRedis()
     process = Process(redis)
     for junk in (b"", b"2", b"x" * 17, b"x" * 2**20):
+        process.known.redis_went_back()
         redis.held[A] = junk
-        assert process.look() is None
+        assert len(process.look() or b"") != MARK_BYTES
 
 
-async def test_a_hit_makes_known_where_redis_has_forgotten():
+async def test_who_has_entries_and_is_not_known_to_be_accepted_is_asked_of_the_vendor_once():
+    for forgotten in (None, ACCEPTED, ACCEPTED + b"incarnation-0000"):
+        redis = FakeRedis()
+        process, other = Process(redis), Process(redis)
+        if forgotten is not None:
+            redis.held[A] = forgotten
+        doubt = process.look(has_entries=True)
+        assert doubt is not None
+        assert other.look(has_entries=True) == doubt
+        await process.accepted(doubt)
+        assert redis.held == {A: redis.accepted}
+        assert process.look(has_entries=True) is other.look(has_entries=True) is None
+
+
+async def test_c13_a_redis_that_went_back_vouches_for_nobody_and_a_refusal_that_is_known_here_stays():
     redis = FakeRedis()
-    process = Process(redis)
-    assert process.look(has_entries=True) is None
+    process, other = Process(redis), Process(redis)
+    await process.accepted()
+    await process.accepted(owner=B)
+    assert other.look() is other.look(B) is None
+    before = dict(redis.held)
     await process.refused()
-    assert process.look() == redis.held[A]
+    redis.held, redis.accepted = before, ACCEPTED + b"incarnation-0002"
+    version = other.known.version
+    for each in (process, other):
+        each.known.redis_went_back()
+    assert other.known.version > version, "answers that are made already must be looked at again"
+    assert process.look(has_entries=True) is not None
+    assert other.look(has_entries=True) is not None, "it has not seen the refusal, and Redis has forgotten it"
+    await other.accepted(other.look(B, has_entries=True), B)
+    assert process.look(B, has_entries=True) is None
+
+
+async def test_a_refusal_is_seen_by_who_is_in_doubt_and_not_lifted_by_its_answer():
+    redis = FakeRedis()
+    process, other = Process(redis), Process(redis)
+    doubt = process.look(has_entries=True)
+    await other.accepted()
+    await other.refused()
+    await process.accepted(doubt)
+    assert process.look() == redis.held[A] != redis.accepted
 
 
 async def test_redis_is_told_once_a_minute_and_again_when_it_was_not_there():

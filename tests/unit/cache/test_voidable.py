@@ -131,7 +131,7 @@ async def test_the_first_read_makes_tokens_and_the_next_finds_what_was_kept_unde
     found = await process.fetched()
     assert not found.entries
     assert found.redis_ok
-    assert found.tokens == tuple(process.store.tokens[scope] for scope in SCOPES)
+    assert found.tokens == (*(process.store.tokens[scope] for scope in SCOPES), process.store.incarnation)
     assert process.redis.calls == ["read", "make", "fill"]
     found = await process.read()
     assert marks(found) == ["a"]

@@ -1,0 +1,29 @@
+"""What settings mean for the Redis that processes share: how they recognise its data and each other."""
+
+import time
+from collections.abc import Callable
+
+from proxy.cache.incarnation import Incarnation, Names
+from proxy.core.key import Secret, item_key
+from proxy.settings import Settings
+
+LAYOUT = b"1"
+"""The version of what stands in Redis for others to go by: names, tokens, standings. Other versions do not share."""
+
+
+def incarnation(
+    settings: Settings, secret: bytes, *, known: bytes = b"", monotonic: Callable[[], float] = time.monotonic
+) -> Incarnation:
+    """What one process knows of Redis' data; *known* is the latest record that an earlier one left."""
+    return Incarnation(
+        Names.under(settings.redis.key_prefix.encode("ascii")),
+        hold_ms=max(1, round(settings.vector.settle_s * 1000)),
+        fingerprints=(fingerprint(secret),) if settings.redis.check_fingerprint else (),
+        known=known,
+        monotonic=monotonic,
+    )
+
+
+def fingerprint(secret: bytes) -> bytes:
+    """What tells deployments apart in Redis; a keyed hash, which tells nothing of *secret*."""
+    return item_key(Secret.derive(secret), b"fingerprint", LAYOUT).hex()[:32].encode("ascii")
