@@ -10,13 +10,16 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-nightly test-faults soak fuzz check fmt lint type audit lock bench seed image clean
+.PHONY: help run try demo test test-nightly test-faults soak fuzz check fmt lint type audit lock bench seed image clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## set up and start the proxy (embedded Redis unless REDIS_URL is set)
 	@exec $(BIN)/dashcache run
+
+try: $(VENV)/.runtime ## the proxy before a simulated vendor, and two curl lines to send to it; Ctrl-C ends it
+	@exec $(BIN)/dashcache try
 
 demo: $(VENV)/.dev ## both real SDKs against simulated vendors, without and with the proxy; prints what was saved
 	@$(BIN)/python -m benchmarks.demo

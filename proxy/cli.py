@@ -67,6 +67,24 @@ def run() -> None:
         _fail_with_mistakes(error)
 
 
+@main.command("try")
+def try_out() -> None:
+    """
+    Start a proxy before a simulated vendor, and print two curl lines to send to it: a miss, then a hit.
+
+    From a checkout only (`make try`): the simulator is part of the tests, and not of the installed package. The proxy
+    listens on DASHCACHE_HTTP_LISTEN and DASHCACHE_ADMIN_LISTEN, or on their defaults; no other setting of yours, and
+    neither your data folder nor your Redis, is used. Ctrl-C ends it.
+    """
+    from proxy.ops import try_out  # noqa: PLC0415
+
+    try:
+        status = try_out.run(os.environ)
+    except try_out.NoSimulatorError as error:
+        _fail(str(error))
+    sys.exit(status)
+
+
 @main.command()
 def check() -> None:
     """Show the effective settings and where each comes from, or every mistake in them (status 2)."""
