@@ -55,17 +55,18 @@ _CHANGES: Final = (
     "create partition",
     "delete partition",
 )
-WALK: Final = (
-    *("fill", "read", "read", "refuse", "refuse"),
-    *itertools.chain.from_iterable(("look", "look", change) for change in _CHANGES),
-    *("look", "look", "clear"),
-)
+_BEGIN: Final = ("fill", "read", "read", "refuse", "refuse")
+_END: Final = ("look", "look", "clear")
+WALK: Final = (*_BEGIN, "look", "look", *_CHANGES, *_END)
+"""Every call of the client's, and every change."""
+LONG_WALK: Final = (*_BEGIN, *itertools.chain.from_iterable(("look", "look", change) for change in _CHANGES), *_END)
+"""The same, with a look after each change."""
 SETTLE_S: Final = 0.05
 
 _SCRIPT: Final = Path(__file__).with_name("namespace_script.py")
 _COLLECTIONS: Final = ("articles", "sides", "sparse", "words", "bytes", "made-ids")
-_LONGEST_S: Final = 50.0
-_PATIENCE_S: Final = 10.0
+_LONGEST_S: Final = 240.0
+_PATIENCE_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,15 @@ class Asked:
     """What the rig is to do; the certificate's files in the order of `Certificate`."""
 
     protocol: Protocol
+    phases: tuple[str, ...]
     folder: str
     certificate: tuple[str, ...]
 
 
-def run_rig(protocol: Protocol, folder: Path) -> dict[str, list[Phase]]:
+def run_rig(protocol: Protocol, phases: Sequence[str], folder: Path) -> dict[str, list[Phase]]:
     """The walks: ``without`` the proxy, and behind it in ``plain`` text and over ``tls``."""
     certificate = certificate_for(OWN_NAME, folder)
-    asked = json.dumps(dataclasses.asdict(Asked(protocol, str(folder), tuple(map(str, certificate)))))
+    asked = json.dumps(dataclasses.asdict(Asked(protocol, tuple(phases), str(folder), tuple(map(str, certificate)))))
     files = resolving(folder / "vendor", {ENDPOINT: VENDOR, "localhost": "127.0.0.1"})
     with spawn(
         in_namespaces([sys.executable, "-m", "tests.sdk.namespace_rig", asked], files=files),
@@ -179,13 +181,17 @@ def _trusting(asked: Asked, folder: Path) -> tuple[dict[str, str], dict[Path, Pa
 
 
 def _walk(
-    sim: ProcessSim, script: Script, proxy: ProxyProcess | None = None, calls: Sequence[int] = ()
+    sim: ProcessSim,
+    script: Script,
+    phases: Sequence[str],
+    proxy: ProxyProcess | None = None,
+    calls: Sequence[int] = (),
 ) -> Iterator[Phase]:
     """Go through all phases on an empty store; *calls* says how many the *proxy* will see in each."""
     sim.control("POST", "dashvector/reset")
     sim.control("PUT", "dashvector/settings", {"grpc_refusals": "message"})
     logged = len(_said(proxy, 0, 0)) if proxy else 0
-    for number, (last, name) in enumerate(zip(("", *WALK), WALK, strict=False)):
+    for number, (last, name) in enumerate(zip(("", *phases), phases, strict=False)):
         if proxy is not None and name in READS and name != last:
             logged += len(_said(proxy, logged, _wait_settled()))
         if name == last == "refuse":
@@ -270,12 +276,12 @@ def _all_walks(asked: Asked) -> dict[str, list[Phase]]:
         Script(asked, "plain", ENDPOINT, PROXY) as plain,
         Script(asked, "tls", OWN_NAME, PROXY_TLS[asked.protocol]) as tls,
     ):
-        without = list(_walk(sim, alone))
+        without = list(_walk(sim, alone, asked.phases))
         calls = [sum(phase.asked.values()) for phase in without]
         return {
             "without": without,
-            "plain": list(_walk(sim, plain, proxy, calls)),
-            "tls": list(_walk(sim, tls, proxy, calls)),
+            "plain": list(_walk(sim, plain, asked.phases, proxy, calls)),
+            "tls": list(_walk(sim, tls, asked.phases, proxy, calls)),
         }
 
 
