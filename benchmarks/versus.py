@@ -1,7 +1,8 @@
 """
 The proxy beside its peers, in one run: ``python -m benchmarks.versus [--rounds 5] [--seconds 2]``.
 
-Every server that is measured has core 0, Redis and the upstream have core 1, wrk has the others. In each round every
+Every server that is measured has the first core, Redis and the upstream have the second, wrk has the others; on two
+cores wrk goes beside Redis, and the page marks the ratios that mean little then. In each round every
 server is measured once, so that whatever disturbs the machine meets all; ratios are taken within a round, and the
 median of the rounds is the figure. The proxy runs with its defaults: logging, metrics, limits, breaker, all of it.
 Nothing counts if a request failed, or if the upstream was asked during a measurement of hits. Writes
@@ -33,6 +34,7 @@ from benchmarks.peers.load import Load, one_by_one_ms, p99, scripts, wrk
 from benchmarks.peers.machine import (
     LOAD_CORES,
     OTHER_CORE,
+    PLACED,
     SERVER_CORE,
     free_port,
     pin,
@@ -301,6 +303,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
     parser.add_argument("--smoke", action="store_true", help="start everything, ask each once, measure nothing")
     given = parser.parse_args()
+    print(f"placed: {PLACED}", file=sys.stderr)
     if given.smoke:
         return smoke()
     if WRK is None:

@@ -59,3 +59,6 @@ ALL = (
     REDIS_BYTES,
     RESIDENT,
 )
+
+NEED_CORES = (REDIS_NGINX, REDIS_BARE, PASS_SMALL, PASS_LARGE, GRPC, WORKERS, CROWD)
+"""Means little where wrk shares a core with Redis and the upstream: what shares it is measured along."""

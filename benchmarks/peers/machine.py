@@ -11,13 +11,36 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support.child import descendants, reap, send_signal, spawn
 
-_CORES = [str(core) for core in sorted(os.sched_getaffinity(0))]
-SERVER_CORE, OTHER_CORE = _CORES[0], _CORES[1 % len(_CORES)]
-LOAD_CORES = ",".join(_CORES[2:] or _CORES)
-"""The server that is measured; its Redis and its upstream; wrk. Four cores are wanted; with less they share."""
+
+class Placement(NamedTuple):
+    """Core numbers, as taskset takes them: of the server that is measured; of its Redis and its upstream; of wrk."""
+
+    server: str
+    other: str
+    load: str
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether wrk shares a core with anything."""
+        return self.load in (self.server, self.other)
+
+    def __str__(self) -> str:
+        said = f"the server that is measured on core {self.server}, Redis and upstreams on {self.other}, "
+        return f"{said}wrk on {self.load}"
+
+
+def placed(cores: Sequence[int]) -> Placement:
+    """Who gets which of *cores*: four are wanted. With two, the server keeps its own, and wrk goes beside Redis."""
+    server, other, *load = *map(str, cores), *[str(cores[-1])] * (len(cores) == 1)
+    return Placement(server, other, ",".join(load) or other)
+
+
+PLACED = placed(sorted(os.sched_getaffinity(0)))
+SERVER_CORE, OTHER_CORE, LOAD_CORES = PLACED
 
 _ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from benchmarks.peers.figures import ALL, Figure
-from benchmarks.peers.machine import described
+from benchmarks.peers.figures import ALL, NEED_CORES, Figure
+from benchmarks.peers.machine import PLACED, Placement, described
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -18,11 +18,15 @@ Written by `make bench`; what each figure means: [docs/performance.md](../docs/p
 
     {command}
 
-{machine}. Medians of the rounds; in brackets the quartiles. Every ratio is taken within a round.
+{machine}. Placed: {placed}.
+{crowded}Medians of the rounds; in brackets the quartiles. Every ratio is taken within a round.
 
 | figure | found | target | |
 |---|---|---|---|
 """
+_CROWDED = (
+    "Ratios marked * mean little here, as wrk shares a core with Redis and the upstreams; four cores are wanted.\n"
+)
 _RATES = """
 ## Requests a second
 
@@ -33,28 +37,35 @@ _RATES = """
 """
 
 
-def write(values: Mapping[Figure, Sequence[float]], rates: Mapping[str, Sequence[float]], command: str) -> str:
+def write(
+    values: Mapping[Figure, Sequence[float]],
+    rates: Mapping[str, Sequence[float]],
+    command: str,
+    where: Placement = PLACED,
+) -> str:
     """Write page and picture; the page's text."""
-    lines = [_line(figure, values.get(figure, ())) for figure in ALL]
+    doubtful = NEED_CORES if where.is_crowded else ()
+    lines = [_line(figure, values.get(figure, ()), "*" if figure in doubtful else "") for figure in ALL]
     rows = [f"| {name} | {statistics.median(found):,.0f} {_spread(found, 0)} |" for name, found in rates.items()]
-    text = (
-        _HEAD.format(command=command, machine=described()) + "\n".join(lines) + "\n" + _RATES + "\n".join(rows) + "\n"
+    head = _HEAD.format(
+        command=command, machine=described(), placed=where, crowded=_CROWDED if where.is_crowded else ""
     )
+    text = head + "\n".join(lines) + "\n" + _RATES + "\n".join(rows) + "\n"
     PAGE.write_text(text)
     PICTURE.write_text(picture({name: statistics.median(found) for name, found in rates.items()}))
     return text
 
 
-def _line(figure: Figure, found: Sequence[float]) -> str:
+def _line(figure: Figure, found: Sequence[float], mark: str) -> str:
     sign = "≥" if figure.better == "higher" else "≤"
     target = f"{sign} {figure.target:,g} {figure.unit}".strip()
     if not found:
-        return f"| {figure.name} | not measured: a program was not there | {target} | |"
+        return f"| {figure.name}{mark} | not measured: a program was not there | {target} | |"
     value = statistics.median(found)
     digits = 0 if abs(value) >= 100 else 2
     said = f"{value:,.{digits}f} {figure.unit}".strip()
     verdict = "met" if figure.is_met(value) else "**missed**"
-    return f"| {figure.name} | {said} {_spread(found, digits)} | {target} | {verdict} |"
+    return f"| {figure.name}{mark} | {said} {_spread(found, digits)} | {target} | {verdict} |"
 
 
 def _spread(found: Sequence[float], digits: int) -> str:

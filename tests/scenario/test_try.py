@@ -149,3 +149,8 @@ def test_without_a_checkout_it_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert done.exit_code == 1
     assert "make try" in done.output
     assert "checkout" in CliRunner().invoke(main, ["try", "--help"]).output
+
+
+def test_the_readme_has_the_lines_as_they_are_printed() -> None:
+    line = try_out._CURL.format(http="127.0.0.1:8080")
+    assert (ROOT / "README.md").read_text().count(f"$ {line}\n") == 2

@@ -9,10 +9,12 @@ import dashscope
 import openai
 import pytest
 from dashscope.audio import tts_v2
+from dashscope.audio.qwen_omni.omni_realtime import OmniRealtimeCallback, OmniRealtimeConversation
 from dashscope.client.base_api import BaseApi
 
 from tests.sdk.asking import KEY, OpenAi, openai_error, told1, without_ids
 from tests.sdk.rig import Rig, Told
+from tests.support.waiting import wait_until_sync
 from tests.vendor_sim import Fault
 
 MESSAGES: Any = [{"role": "user", "content": "你好"}]
@@ -362,3 +364,30 @@ def test_the_speech_synthesizers_websocket_passes(rig: Rig, monkeypatch: pytest.
     events = rig.passed(ask).value
     assert (events[0], events[-2:]) == ("open", ["complete", "close"])
     assert "再见" in events[2]
+
+
+class HeardLive(OmniRealtimeCallback):
+    """What a realtime conversation's caller hears; the simulated vendor says what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def on_event(self, message: Any) -> None:
+        self.events.append({name: value for name, value in message.items() if name != "event_id"})
+
+
+def test_the_realtime_websocket_passes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashscope, "api_key", KEY)
+
+    def ask(url: str) -> Told:
+        heard = HeardLive()
+        where = f"{url.replace('http', 'ws', 1)}/api-ws/v1/realtime"
+        conversation = OmniRealtimeConversation("qwen3-omni-flash-realtime", heard, url=where)
+        conversation.connect()
+        for audio in ("AAAA", "BBBB"):
+            conversation.append_audio(audio)
+        wait_until_sync(lambda: len(heard.events) == 2, what="both to be heard")
+        conversation.close()
+        return Told(heard.events)
+
+    assert [event["audio"] for event in rig.passed(ask).value] == ["AAAA", "BBBB"]
