@@ -28,7 +28,7 @@ test: $(VENV)/.dev .venv-dashscope2/.installed ## set up and pass all tests
 	@$(BIN)/python -m pytest -q
 
 test-nightly: $(VENV)/.dev .venv-dashscope2/.installed ## all tests, the slow ones too
-	@$(BIN)/python -m pytest -q -m "slow or not slow" --timeout 600
+	@DASHCACHE_TEST_SLOW=1 $(BIN)/python -m pytest -q -m "slow or not slow" --timeout 900
 
 test-faults: $(VENV)/.dev .venv-dashscope2/.installed ## the tests of the promises, slow ones too; writes docs/reliability.md
 	@report=$$(mktemp); trap 'rm -f "$$report"' EXIT; \

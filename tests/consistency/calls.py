@@ -34,7 +34,7 @@ READS = (
 """Those that need no partition."""
 DOCUMENTS = frozenset({"query_doc", "query_doc_group_by", "fetch_doc"})
 _NAMED = frozenset({"create_collection", "delete_collection", "describe_collection"})
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

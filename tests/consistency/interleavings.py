@@ -100,7 +100,7 @@ class Interleaving:
         """Play it."""
         reads, writes = READS, WRITES
         try:
-            async with asyncio.timeout(50), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(150), asyncio.TaskGroup() as group:
                 while reads or writes or self._running:
                     move = self._move(reads, writes)
                     if move == "read":

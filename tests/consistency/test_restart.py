@@ -54,8 +54,16 @@ async def _line(redis: RedisServer) -> AsyncIterator[FaultProxy]:
         yield line
 
 
-@pytest.mark.parametrize("how", ["kill", "stop", "kill worker"])
-@pytest.mark.parametrize("stage", ["execute", "answer"])
+@pytest.mark.parametrize(
+    ("stage", "how"),
+    [
+        ("execute", "kill"),
+        ("answer", "stop"),
+        ("execute", "kill worker"),
+        *(pytest.param(*way, marks=pytest.mark.slow) for way in (("answer", "kill"), ("execute", "stop"))),
+        pytest.param("answer", "kill worker", marks=pytest.mark.slow),
+    ],
+)
 async def test_c10_a_write_under_way_when_the_process_ends_is_known_to_the_next(
     vendor: Vendor, clients: Clients, redis_server: RedisServer, data_dir: Path, stage: Any, how: str
 ) -> None:

@@ -18,7 +18,14 @@ RATE = 100
 MENDING_S = 1.2
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# Like another one in what the proxy does about it.
+ALIKE = {"master-down", "half-an-error", "wrong-shape", "foreign-values", "busy"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in ALIKE)) for case in CASES],
+)
 async def test_r3_every_fault_of_redis_is_a_miss(case: Case, redis_server: RedisServer, sim: ProcessSim) -> None:
     env = settings(redis_deadline_ms=case.deadline_ms, breaker_reset_s=0.3)
     async with (

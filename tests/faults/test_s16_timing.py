@@ -73,7 +73,27 @@ def texts(prefix: str, seed: int) -> list[tuple[str, str]]:
     return both
 
 
-@pytest.mark.parametrize("tier", ["memory", pytest.param("Redis", marks=pytest.mark.slow)])
+async def test_s16_what_another_tenant_has_costs_a_call_as_anything_else_does(redis_server: RedisServer) -> None:
+    """What is to be timed is the same work: one call each, and answers that differ in nothing but the text's own."""
+    async with (
+        RawUpstream(telling()) as upstream,
+        ProxyProcess(dashscope_url=upstream.url, redis_url=redis_server.url) as proxy,
+        await RawClient.connect(proxy.http_port) as client,
+    ):
+        await client.request("POST", NATIVE, bearer("sk-a"), native(KNOWN))
+        await wait_until(lambda: redis_server.count_entries() == 1, what="A's entry")
+        lines = []
+        for text in (KNOWN, UNKNOWN):
+            response = await client.request("POST", NATIVE, bearer("sk-b"), native(text))
+            lines.append([name for name, _ in response.head.headers])
+            assert heard(response) == told(NATIVE, bearer("sk-b"), native(text))
+            assert b"hit" not in (response.header("Cache-Status") or b"")
+        assert lines[0] == lines[1]
+        assert [request.body for request in upstream.requests][1:] == [native(KNOWN), native(UNKNOWN)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["memory", "Redis"])
 async def test_s16_hits_of_one_tenant_tell_another_nothing(
     tier: str, redis_server: RedisServer, record_property
 ) -> None:

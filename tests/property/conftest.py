@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
-settings.register_profile("fast", max_examples=60, **_COMMON)
-settings.register_profile("deep", max_examples=2_000, **_COMMON)
+settings.register_profile("fast", max_examples=40, **_COMMON)
+settings.register_profile("deep", max_examples=500, **_COMMON)
 _EXAMPLES = os.environ.get("DASHCACHE_TEST_EXAMPLES")
 if _EXAMPLES:
     settings.register_profile("asked for", max_examples=int(_EXAMPLES), **_COMMON)

@@ -343,4 +343,4 @@ class World(RuleBasedStateMachine):
 TestGenerations = World.TestCase
 _PROFILE = settings.get_profile(settings._current_profile)
 # A run takes a hundredth of a second, and what is wrong shows in one of some hundred.
-TestGenerations.settings = settings(_PROFILE, max_examples=5 * _PROFILE.max_examples, stateful_step_count=40)
+TestGenerations.settings = settings(_PROFILE, max_examples=3 * _PROFILE.max_examples, stateful_step_count=40)

@@ -293,7 +293,9 @@ async def _serves(proxy: ProxyProcess, workers: int) -> bool:
 # --- replicas, restarts, Redis ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", [{"model": MODEL}, {"all": True}], ids=["model", "all"])
+@pytest.mark.parametrize(
+    "scope", [{"model": MODEL}, pytest.param({"all": True}, marks=pytest.mark.slow)], ids=["model", "all"]
+)
 async def test_c5_a_purge_reaches_the_other_replica(rig: Rig, scope: dict[str, Any]) -> None:
     one, other = await rig.start(), await rig.start()
     old = await rig.warm("text", proxy=one) | await rig.warm("text", proxy=other)

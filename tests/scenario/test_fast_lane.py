@@ -324,7 +324,7 @@ async def test_a_client_that_leaves_behind_a_known_head_leaves_nothing(rig: Rig)
         assert len(rig.upstream.requests) == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lane", "no lane", pytest.param("lane to redis", marks=pytest.mark.slow)])
 async def test_a_draining_worker_answers_known_requests_and_says_goodbye(kind: str) -> None:
     async with rig_with(**KINDS[kind], DASHCACHE_LIMITS_NOTICE_S="3") as rig:
         async with await rig.client() as client, await rig.client() as other:
@@ -347,7 +347,7 @@ async def test_a_draining_worker_answers_known_requests_and_says_goodbye(kind: s
         assert await asyncio.to_thread(rig.proxy.stop) == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lane", "no lane", pytest.param("lane to redis", marks=pytest.mark.slow)])
 async def test_r11_a_body_on_its_way_is_read_to_its_end_while_the_worker_drains(kind: str) -> None:
     env = {"DASHCACHE_LIMITS_BODY_IDLE_S": "10", "DASHCACHE_LOG_HITS_SINGLY": "0"}
     async with rig_with(**KINDS[kind], **env) as rig:

@@ -217,11 +217,13 @@ def hostile(kind: str, at: int) -> Request:
     ("kind", "count"),
     [
         ("a long line", 400),
-        ("many lines", 400),
-        ("lines that are remembered", 1_500),
-        ("long texts", 400),
         ("many members", 120),
-        ("many texts", 1_500),
+        *(
+            pytest.param(kind, count, marks=pytest.mark.slow)
+            for kind, count in (("many lines", 400), ("lines that are remembered", 1_500))
+        ),
+        ("long texts", 400),
+        pytest.param("many texts", 1_500, marks=pytest.mark.slow),
     ],
 )
 def test_r9_what_is_remembered_of_strangers_is_bounded(

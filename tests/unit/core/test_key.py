@@ -39,22 +39,23 @@ def pairs_of_part_lists(seed: int, count: int):
             yield parts, other
 
 
-def test_s10_keys_do_not_collide():
+@pytest.mark.parametrize("count", [50_000, pytest.param(1_350_000, marks=pytest.mark.slow)])
+def test_s10_keys_do_not_collide(count):
     """
-    A million pairs of lists of parts, made to be confused: none gives the same material, so none gives the same key.
+    Pairs of lists of parts, made to be confused: none gives the same material, so none gives the same key.
 
     The hash is BLAKE2b-256 of the material; it is run on a part of the pairs only, as its own collisions are not ours.
     """
     compared = 0
     digests: dict[bytes, tuple[bytes, ...]] = {}
-    for parts, other in pairs_of_part_lists(seed=2026, count=1_350_000):
+    for parts, other in pairs_of_part_lists(seed=2026, count=count):
         assert prefixed(parts) != prefixed(other), (parts, other)
         compared += 1
         if compared % 16 == 0:
             for each in (parts, other):
                 known = digests.setdefault(common_digest(SECRET, each), tuple(each))
                 assert known == tuple(each)
-    assert compared >= 1_000_000
+    assert compared >= count * 0.74
 
 
 def test_prefixed_can_be_read_back_for_all_short_lists():

@@ -278,19 +278,20 @@ def test_a_credential_that_is_not_forwarded_gives_nothing_from_the_cache():
     assert planned(native(BODY, lines)) == Pass(PassReason.NO_CREDENTIAL, "embedding")
 
 
-def test_s10_fields_do_not_collide():
+@pytest.mark.parametrize("count", [3_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_s10_fields_do_not_collide(count):
     """Random documents of look-alike values: equal identity only for equal documents."""
     chance = random.Random(10)
     values = ["1", "1.0", "1e0", '"1"', "true", '"true"', "null", '"null"', '""', "{}", '{"":""}', '{"a":""}', '" "']
     names = ["a", "b", "aa", "", " ", "null", '\\"', "a\\\\"]
     seen: dict[tuple[bytes, ...], str] = {}
-    for _ in range(20_000):
+    for _ in range(count):
         chosen = sorted(chance.sample(names, chance.randrange(4)))
         inner = ",".join(f'"{name}":{chance.choice(values)}' for name in chosen)
         outer = f',"x":{chance.choice(values)}' if chance.random() < 0.3 else ""
         text = f'{{"model":"m","parameters":{{"k":0{"," if inner else ""}{inner}}}{outer},"input":{{"texts":["t"]}}}}'
         assert seen.setdefault(read(native(text.encode())).identity, text) == text
-    assert len(seen) > 5_000
+    assert len(seen) > count / 4
 
 
 # --- asking for fewer -------------------------------------------------------------------------------------------------
