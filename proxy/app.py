@@ -15,8 +15,9 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
-from proxy.cache.journals import Claim, claim
+from proxy.cache.journals import Claim, NoClaim, claim
 from proxy.cache.leases import Leases
+from proxy.cache.lock_times import LockTimes
 from proxy.cache.memory import MemoryTier
 from proxy.cache.redis_tier import RedisTier
 from proxy.cache.standings import Standings
@@ -37,6 +38,7 @@ from proxy.ops.processes.channel import WorkerControl
 from proxy.ops.processes.heap import give_back
 from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
+from proxy.ops.telemetry.log_output import logger
 from proxy.ops.telemetry.loop_lag import watch_loop
 from proxy.planner import Planner
 from proxy.request_id import request_ids
@@ -77,7 +79,7 @@ async def serve_worker(
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     with (
         contextlib.closing(Observer.of(settings)) as observer,
-        contextlib.closing(claim(settings.data_dir, control.number, control.count)) as own,
+        contextlib.closing(_journal(settings, control)) as own,
     ):
         wired = built(
             settings,
@@ -91,7 +93,7 @@ async def serve_worker(
             workers=control.count,
         )
         async with wired as worker:
-            own.learn(worker.generations)
+            _learn(own, worker.generations)
             doors = await open_all(
                 settings,
                 worker.front,
@@ -115,6 +117,24 @@ async def serve_worker(
             # What nobody waits for any more: stores, and writes whose clients have gone.
             left_s = ends_s - asyncio.get_running_loop().time()
             await worker.tasks.wait_done(max(left_s, settings.redis.deadline_ms / 1000 + 1))
+
+
+def _journal(settings: Settings, control: WorkerControl) -> Claim | NoClaim:
+    """The journal of this worker; a folder that cannot be written must not keep it from serving."""
+    try:
+        return claim(settings.data_dir, control.number, control.count)
+    except OSError as error:
+        logger().error("journal_not_usable", error=error.strerror, consequence="what is cached of DashVector is void")
+        return NoClaim()
+
+
+def _learn(own: Claim | NoClaim, generations: Generations) -> None:
+    """Take up what others have not told Redis of; if that cannot be known, believe nothing of before."""
+    try:
+        own.learn(generations)
+    except OSError as error:
+        logger().error("journals_not_read", error=error.strerror, consequence="what is cached of DashVector is void")
+        generations.distrust()
 
 
 @contextlib.asynccontextmanager
@@ -184,7 +204,10 @@ async def built(
         leases=Leases(settings.vector.auth_lease_s, clock.monotonic),
         standings=standings,
     )
-    ways = Upstreams(lambda request: parts.way(request, over_http, over_grpc), callers, clock)
+    ways = Upstreams(
+        lambda request: parts.way(request, over_http, over_grpc), callers, clock, settings.flights.deadline_s
+    )
+    lock_times = LockTimes(settings.flights.lock_s)
     negatives = Negatives(parts.negative_lifetimes_s(settings), clock.monotonic)
     asker = Asker(
         upstreams=ways,
@@ -206,16 +229,19 @@ async def built(
             tasks,
             rules=parts.batching_rules(settings),
             clock=clock,
+            lock_times=lock_times,
             max_answer_bytes=settings.limits.max_answer_bytes,
             heavy=heavy,
             on_batch=observer.batched,
         ),
         flights=Flights(tasks, settings.flights.uncacheable_s, clock.monotonic),
+        lock_times=lock_times,
         claims=Claims(redis, tasks, settings.flights.lease_s, settings.flights.uncacheable_s),
         tiers=tiers,
         voidable=voidable,
         clock=clock,
         max_answer_bytes=settings.limits.max_answer_bytes,
+        on_overdue=observer.flight_overdue,
     )
     grace = Grace(
         windows=parts.windows(settings),
@@ -292,7 +318,7 @@ async def _report(worker: Worker, observer: Observer) -> None:
         await asyncio.sleep(1)
 
 
-async def _tell(worker: Worker, own: Claim) -> None:
+async def _tell(worker: Worker, own: Claim | NoClaim) -> None:
     """
     See whether Redis went back, and tell it what it could not be told at the time.
 

@@ -5,10 +5,12 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 """
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Self
 
+from proxy.cache.lock_times import LatencyGroup
 from proxy.cache.redis_tier import Tokens
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
@@ -54,6 +56,8 @@ class Job:
     """Keys under which there is something that does not serve this request."""
     may_batch: bool = False
     """Whether what is missing may be asked for together with what others miss."""
+    keeps: bool = True
+    """Whether what comes for it is kept; not where many ask for the same side by side."""
 
     @property
     def first_positions(self) -> dict[bytes, int]:
@@ -80,6 +84,11 @@ class Job:
         Whatever it says, of any position, is then said of this client's items.
         """
         return self.plan.plain is None and landing.asked == self.keys
+
+    @property
+    def latency_group(self) -> LatencyGroup:
+        """Whose answers take about as long."""
+        return self.request.upstream, self.plan.operation, self.request.is_grpc
 
     def flight(self, position: int) -> bytes:
         """Under what others may wait for the item: its key, and the tokens that tell of writes."""
@@ -187,12 +196,13 @@ class Landing:
 
 
 class Upstreams:
-    """Sends requests on, and notes whom an upstream refuses."""
+    """Sends requests on, and notes whom an upstream refuses; a read has *deadline_s* for all of its answer."""
 
-    def __init__(self, transport_of: TransportOf, callers: Callers, clock: Clock) -> None:
+    def __init__(self, transport_of: TransportOf, callers: Callers, clock: Clock, deadline_s: float) -> None:
         self.transport_of = transport_of
         self._callers = callers
         self._clock = clock
+        self._deadline_s = deadline_s
 
     async def send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
         """Ask the upstream; its status and its time go onto the outcome."""
@@ -215,6 +225,20 @@ class Upstreams:
                 reply.close()
                 raise
         return reply
+
+    @contextlib.asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """
+        Bounds the time of a read: an upstream that says nothing, or an answer that never ends.
+
+        Raises:
+            UpstreamError: it was too slow.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                yield
+        except TimeoutError as error:
+            raise UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504) from error
 
     async def send_read(self, job: Job, content: bytes) -> UpstreamReply:
         """Send a request that changes nothing upstream, once more if a kept connection closed under it."""
@@ -266,18 +290,19 @@ class Asker:
         Raises:
             ProxyError: no answer could be had.
         """
-        reply = await self._upstreams.send_read(job, content)
-        try:
-            body, rows, detail = await self._judged(job, reply, positions)
-        except BaseException:
-            reply.close()
-            raise
+        async with self._upstreams.in_time():
+            reply = await self._upstreams.send_read(job, content)
+            try:
+                body, rows, detail = await self._judged(job, reply, positions)
+            except BaseException:
+                reply.close()
+                raise
         answer, asked = relayed(reply, body), tuple(job.keys[at] for at in positions)
         if rows is None:
             return Landing(positions, answer, detail=detail, asked=asked)
         self._callers.accepted(job.owner, job.mark)
         entries = self._entries(job, positions, rows)
-        stores = (self._store(job, entries),) if job.can_share else ()
+        stores = (self._store(job, entries),) if job.can_share and job.keeps else ()
         job.outcome.stored = job.outcome.stored or bool(stores)
         came = {key: entry.row for key, entry in entries.items()}
         return Landing(positions, answer, came, stores=stores, asked=asked)

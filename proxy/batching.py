@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from proxy.ask import Asker, Job, Landing
 from proxy.cache.flights import Land, Trip
+from proxy.cache.lock_times import LockTimes
 from proxy.core.answer import Answer
 from proxy.core.coding import decoded
 from proxy.core.heavy import Heavy
@@ -111,6 +112,7 @@ class Batcher:
         *,
         rules: Rules,
         clock: Clock,
+        lock_times: LockTimes,
         max_answer_bytes: int,
         heavy: Heavy | None = None,
         on_batch: Callable[[int, bool], None] = lambda _items, _is_right: None,
@@ -119,6 +121,7 @@ class Batcher:
         self._tasks = tasks
         self._rules = rules
         self._clock = clock
+        self._lock_times = lock_times
         self._max_answer_bytes = max_answer_bytes
         self._heavy = heavy or Heavy()
         self._on_batch = on_batch
@@ -155,7 +158,8 @@ class Batcher:
         batch = self._boarded(group, member)
         try:
             trip = await asyncio.shield(batch.sent)
-            landing = await trip.landed() if trip is not None else None
+            # One that hangs must not have all its members hang: then each asks on its own, as if there were no batch.
+            landing = await trip.landed_in_time() if trip is not None else None
         finally:
             self._leave(batch, member)
         if landing is None:
@@ -198,7 +202,8 @@ class Batcher:
         if len(batch.members) == 1:
             batch.sent.set_result(None)
             return
-        trip: Trip[Landing] = Trip(lambda land: self._trip(batch, land), self._tasks, lambda _trip: None)
+        group = batch.members[0].job.latency_group
+        trip: Trip[Landing] = Trip(lambda land: self._trip(batch, land), self._tasks, self._lock_times.lock_s(group))
         for _ in batch.members:
             trip.board()
         batch.sent.set_result(trip)

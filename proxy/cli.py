@@ -59,12 +59,15 @@ def run() -> None:
     from proxy.ops.processes.process import forget_metrics_directory  # noqa: PLC0415
 
     forget_metrics_directory()
-    from proxy.ops.processes.start import run as run_supervisor  # noqa: PLC0415  only after the line above
+    from proxy.ops.processes.start import RunFailedError  # noqa: PLC0415  only after the line above
+    from proxy.ops.processes.start import run as run_supervisor  # noqa: PLC0415
 
     try:
         run_supervisor(os.environ)
     except ConfigError as error:
         _fail_with_mistakes(error)
+    except RunFailedError as error:
+        _fail(f"dashcache cannot run: {error}")
 
 
 @main.command("try")

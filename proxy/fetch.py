@@ -13,18 +13,21 @@ How items are looked up in the tiers, and who asks the upstream for those that n
             not right: who set it off gets the upstream's answer as it is;
                        who waited asks anew, once together, then gets the same failure;
                        if it was no failure but cannot be shared, each on its own
+            nothing within its lock time: who set it off waits on, what it claimed is given up;
+                       who waited asks anew, once together, then each on its own, and keeps nothing
 
 Open ``Fetcher.fetch`` first, then ``_trip``.
 """
 
 import asyncio
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from proxy.ask import Job, Landing
 from proxy.batching import Batcher, shared
 from proxy.cache.claims import Claim, Claims
 from proxy.cache.flights import Flights, Land, Trip
+from proxy.cache.lock_times import LockTimes
 from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.core.entry import Entry, Row
@@ -33,8 +36,6 @@ from proxy.core.ports import Clock
 
 _ATTEMPTS = 2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.1
-# A process that lives and renews its claims may still be stuck. Longer than any healthy call.
-_LONGEST_WAIT_S = 30.0
 
 
 class Fetcher:
@@ -45,19 +46,23 @@ class Fetcher:
         *,
         batcher: Batcher,
         flights: Flights[Landing],
+        lock_times: LockTimes,
         claims: Claims,
         tiers: Tiers,
         voidable: VoidableTier,
         clock: Clock,
         max_answer_bytes: int,
+        on_overdue: Callable[[str], None] = lambda _operation: None,
     ) -> None:
         self._batcher = batcher
         self._flights = flights
+        self._lock_times = lock_times
         self._claims = claims
         self._tiers = tiers
         self._voidable = voidable
         self._clock = clock
         self._max_answer_bytes = max_answer_bytes
+        self._on_overdue = on_overdue
 
     async def look_up(
         self, job: Job, keys: Sequence[bytes], now_unix_ms: int, found: Found | None = None
@@ -78,13 +83,13 @@ class Fetcher:
         """
         rows: dict[bytes, Row] = {}
         came: list[Landing] = []
-        left, may_wait, attempt = list(missing), job.may_wait, 0
+        left, may_wait, attempt, is_late = list(missing), job.may_wait, 0, False
         while left:
             attempt += 1
             others = self._carrying(job, left) if may_wait else {}
             mine = [at for at in left if at not in others]
             job.outcome.forwarded += len(mine)
-            own = self._set_off(job, mine, is_alone=attempt > 1 and not may_wait) if mine else None
+            own = self._set_off(job, mine, is_alone=attempt > 1 and not may_wait, keeps=not is_late) if mine else None
             landed = await _landings(own, others.values())
             if own is not None:
                 landing = landed[own]
@@ -98,12 +103,15 @@ class Fetcher:
                     return landing
                 rows.update(landing.rows)
             came += landed.values()
-            left = self._collect(job, {at: landed[trip] for at, trip in others.items()}, rows)
+            late = [at for at, trip in others.items() if trip not in landed]
+            left = self._collect(job, {at: landed[trip] for at, trip in others.items() if trip in landed}, rows)
             failed = [landed[others[at]] for at in left]
-            may_wait = may_wait and all(landing.is_shareable for landing in failed)
+            is_late = bool(late) and attempt >= _ATTEMPTS
+            may_wait = may_wait and not is_late and all(landing.is_shareable for landing in failed)
             if failed and may_wait and attempt >= _ATTEMPTS:
                 job.outcome.coalesced += len(left)
                 return self._shared(failed[0])
+            left += late
         return Landing(rows=rows, stores=tuple(store for landing in came for store in landing.stores))
 
     # --- in this process ----------------------------------------------------------------------------------------------
@@ -131,19 +139,35 @@ class Fetcher:
 
     # --- a trip -------------------------------------------------------------------------------------------------------
 
-    def _set_off(self, job: Job, positions: Sequence[int], *, is_alone: bool) -> Trip[Landing]:
+    def _set_off(self, job: Job, positions: Sequence[int], *, is_alone: bool, keeps: bool) -> Trip[Landing]:
         can_share = job.can_share and not is_alone
         carried = self._flights.free(job.flight(at) for at in positions) if can_share else frozenset()
         # Its time is not one client's any more: each waits as long as it likes, and the last one ends it.
         request = dataclasses.replace(job.request, timeout_s=None)
         # What is marked goes on its own: with others, it would only have them asked for again.
-        job = dataclasses.replace(job, request=request, may_batch=len(carried) == len(positions))
-        return self._flights.set_off(carried, lambda land: self._trip(job, positions, carried, land))
+        job = dataclasses.replace(job, request=request, may_batch=len(carried) == len(positions), keeps=keeps)
+        claims = _Claimed(self._claims, carried if job.may_wait and job.outcome.redis_ok else ())
 
-    async def _trip(self, job: Job, positions: Sequence[int], carried: Collection[bytes], land: Land[Landing]) -> None:
+        def overdue() -> None:
+            claims.end()
+            if carried:
+                self._on_overdue(job.plan.operation)
+
+        def relieve(landing: Landing) -> Landing | None:
+            """The rows alone: an answer is for who asked for it."""
+            rows = landing.rows or {}
+            return Landing(rows=rows) if job.may_wait and all(job.keys[at] in rows for at in positions) else None
+
+        return self._flights.set_off(
+            carried,
+            lambda land: self._trip(job, positions, claims, land),
+            self._lock_times.lock_s(job.latency_group),
+            overdue=overdue,
+            relieve=relieve,
+        )
+
+    async def _trip(self, job: Job, positions: Sequence[int], claims: "_Claimed", land: Land[Landing]) -> None:
         """Bring the rows at *positions*, land, and give up what was claimed when they are kept."""
-        is_ours_to_claim = job.may_wait and job.outcome.redis_ok
-        claims = _Claimed(self._claims, carried if is_ours_to_claim else ())
         try:
             landing = await self._brought(job, positions, claims)
             land(landing, landing.rows is not None)
@@ -167,7 +191,7 @@ class Fetcher:
             landing.store()
             await landing.kept()
             claims.release()
-            rows, ours, others = await self._awaited(job, others, claims, began_s + _LONGEST_WAIT_S)
+            rows, ours, others = await self._awaited(job, others, claims, began_s + self._claims.patience_s)
             _count_coalesced(job, rows)
             job.outcome.forwarded -= len(rows)
             if claims.alone and not landing.rows and not rows:
@@ -206,7 +230,10 @@ class Fetcher:
         """What the upstream says. Our errors are part of the landing, as several may have to raise them."""
         if not positions:
             return Landing(rows={})
+        began_s = self._clock.monotonic()
         landing = await self._batcher.ask(job, positions)
+        if landing.rows is not None:
+            self._lock_times.note(job.latency_group, self._clock.monotonic() - began_s)
         if landing.rows is None and not landing.is_shareable:
             flights = [job.flight(at) for at in landing.positions]
             self._flights.mark(flights)
@@ -221,6 +248,7 @@ class _Claimed:
         self._claims = claims
         self._claimable = claimable
         self._held: set[bytes] = set()
+        self._is_over = False
         self.alone: set[bytes] = set()
         """What everybody is to ask for on its own; ours, but not held."""
 
@@ -230,7 +258,7 @@ class _Claimed:
 
         The *first* time the entries are looked for as well: one may have come since they were looked up.
         """
-        wanted = [at for at in positions if job.flight(at) in self._claimable]
+        wanted = [at for at in positions if not self._is_over and job.flight(at) in self._claimable]
         # What hangs on tokens, or could not be used, may be there and count no more.
         is_new = is_first and not job.scopes
         entries = [job.keys[at] if is_new and job.keys[at] not in job.unusable else None for at in wanted]
@@ -245,12 +273,17 @@ class _Claimed:
         held, self._held = self._held, set()
         self._claims.release(held)
 
+    def end(self) -> None:
+        """The trip is overdue: nobody is to wait for it, here or elsewhere, nor does it wait for anybody."""
+        self._is_over = True
+        self.release()
+
 
 async def _landings(own: Trip[Landing] | None, others: Iterable[Trip[Landing]]) -> dict[Trip[Landing], Landing]:
     """
-    What came of each; nothing of the others if *own* brought no rows, as its end is the client's then.
+    What came of each in time; nothing of the others if *own* brought no rows, as its end is the client's then.
 
-    A client that leaves gets off all of them.
+    Who asked on its own account waits for that as long as it takes. A client that leaves gets off all of them.
     """
     trips = list(dict.fromkeys([*([own] if own is not None else []), *others]))
     landed: dict[Trip[Landing], Landing] = {}
@@ -258,8 +291,11 @@ async def _landings(own: Trip[Landing] | None, others: Iterable[Trip[Landing]]) 
         trip.board()
     try:
         for trip in trips:
-            landed[trip] = await trip.landed()
-            if trip is own and landed[trip].rows is None:
+            landing = await (trip.landed() if trip is own else trip.landed_in_time())
+            if landing is None:
+                continue
+            landed[trip] = landing
+            if trip is own and landing.rows is None:
                 break
     except BaseException:
         if own is not None:

@@ -168,6 +168,12 @@ class Flights(Section):
     lease_s: Annotated[float, Ge(0), Le(60)] = 2.0
     """How long an item stays claimed by a worker that does not renew its claim: the most by which one that was killed
     delays others. Zero: every worker fetches for itself."""
+    lock_s: Annotated[float, Gt(0), Le(600)] = 5.0
+    """Longest wait for another request's answer; then a request goes on its own. What takes three times as long as its
+    like took lately (at least 1.5 s, at most half of this) is not waited for any more, and asked for once more."""
+    deadline_s: Annotated[float, Gt(0), Le(3_900)] = 190.0
+    """After this time an embedding or a query that the vendor has not answered in full is given up (504); above the
+    180 s that the vendor names for itself. ``upstream.read_timeout_s`` is for what only passes."""
     uncacheable_s: Annotated[float, Ge(0), Le(600)] = 10.0
     """After an answer that could not be kept, requests for the same item go on their own for so long."""
 

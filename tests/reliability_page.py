@@ -38,7 +38,7 @@ SECTIONS = {
         "R6b": "The first caller is not special: when it leaves, the others get their answer",
         "R6c": "A failed flight neither spreads nor stampedes",
         "R6d": "Answers that cannot be kept do not make people queue",
-        "R6e": "A process that is killed while it fetches delays others, and never blocks them",
+        "R6e": "A process that is killed while it fetches delays others by its lease, and never blocks them",
         "R7a": "A stale answer is served only in its window and for its causes",
         "R7b": "Refreshes cannot storm",
         "R7c": "A refresh uses the credential of the request that set it off, from memory only",
@@ -51,8 +51,12 @@ SECTIONS = {
         "R14": "The breaker judges Redis, not clients",
         "R15": "A half-open breaker lets one through",
         "R16": "Steps of the clock change nothing",
+        "R17": "A request that the vendor never answers is its client's trouble: others who ask the same go on after "
+        "the lock time, in every process",
         "R18": "A worker or an embedded Redis that hangs is reported within 5 s and replaced, after 15 s and 20 s; "
         "an order that it did not confirm says so",
+        "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
+        "and no request; a start that it makes impossible says why",
     },
     "Vector queries, writes and purges": {
         "C1": "An answer that was in flight across a write is not kept",

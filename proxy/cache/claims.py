@@ -48,15 +48,23 @@ class Claims:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def patience_s(self) -> float:
+        """How long anybody waits for another process' claim: its holder may renew it and be stuck all the same."""
+        return 2 * self._lease_s
+
     async def take(self, keys: Sequence[bytes], entries: Sequence[bytes | None]) -> list[Claim]:
         """
         Claim *keys*, each unless it is held, or its entry is there (*entries*: their keys, or ``None``); in order.
 
-        Everything is ours when Redis is of no help. Waits at most one Redis deadline.
+        Everything is ours when Redis is of no help. Waits at most two Redis deadlines: who cannot claim has the
+        upstream asked twice, so the loss of a connection, or of one reply, must not decide that.
         """
         if self._redis is None or not keys:
             return [Claim.OURS] * len(keys)
         answers = await self._redis.claim(keys, entries, self._owner, _ms(self._lease_s))
+        if answers is None:
+            answers = await self._redis.claim(keys, entries, self._owner, _ms(self._lease_s))
         if answers is None:
             return [Claim.OURS] * len(keys)
         claims = [Claim(answer) for answer in answers]

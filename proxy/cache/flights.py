@@ -4,6 +4,10 @@ One flight per item: concurrent misses of one key in this process are one upstre
 A *trip* is one upstream request, in a task of its own, and carries the flights of all items that it asks for. Whoever
 needs an item that is on its way waits for that trip; so overlapping batches share what they share and no more. The
 client that set a trip off is nobody special: the trip ends early only when nobody waits for it any more.
+
+Nobody waits for long: a trip that has not landed within its *lock time* is overdue. It flies on for the client that set
+it off, but carries nothing any more, and those who waited go on without it. Should it land after all, what it brings
+also serves the trip that was set off in its place.
 """
 
 import asyncio
@@ -27,13 +31,34 @@ Work = Callable[[Land[Landing]], Coroutine[Any, Any, None]]
 _MAX_MARKED = 10_000
 
 
-class Trip(Generic[Landing]):
-    """One upstream request on its way, and the number of requests that wait for it."""
+def _nothing(_: object) -> None:
+    """For a trip that carries nothing."""
 
-    def __init__(self, work: Work[Landing], tasks: Tasks, forget: "Callable[[Trip[Landing]], None]") -> None:
-        self._landing: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()
+
+class Trip(Generic[Landing]):
+    """
+    One upstream request on its way, and the number of requests that wait for it.
+
+    *forget* is called when nobody may board any more, *overdue* after *lock_s* seconds without a landing.
+    """
+
+    def __init__(
+        self,
+        work: Work[Landing],
+        tasks: Tasks,
+        lock_s: float,
+        *,
+        forget: "Callable[[Trip[Landing]], None]" = _nothing,
+        overdue: "Callable[[Trip[Landing]], None]" = _nothing,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._landing: asyncio.Future[Landing] = loop.create_future()
+        self._in_time: asyncio.Future[Landing | None] = loop.create_future()
+        """The landing, or ``None`` when the lock time ends without one."""
         self._forget = forget
+        self._overdue = overdue
         self._waiting = 0
+        self._lock = loop.call_later(lock_s, self._end_lock)
         self._task = tasks.start(work(self._land))
         self._task.add_done_callback(self._ended)
 
@@ -66,20 +91,48 @@ class Trip(Generic[Landing]):
         """What came of it; only between ``board`` and ``leave``. Raises what its work raised: a fault of ours."""
         return await asyncio.shield(self._landing)
 
+    async def landed_in_time(self) -> Landing | None:
+        """The same, or ``None`` when its lock time ends first."""
+        return await asyncio.shield(self._in_time)
+
+    def land_instead(self, landing: Landing) -> None:
+        """Another trip has brought what this one asks for: its own request is given up."""
+        if not self._landing.done():
+            self._land(landing, may_board=True)
+            self._task.cancel()
+
     def _land(self, landing: Landing, may_board: bool) -> None:
+        if self._landing.done():  # another one has landed instead, and this one's end was on its way
+            return
         if not may_board:
             self._forget(self)
         self._landing.set_result(landing)
+        self._hear(landing)
+
+    def _end_lock(self) -> None:
+        """Nobody is to wait for it any longer."""
+        self._overdue(self)
+        self._hear(None)
+
+    def _hear(self, landing: Landing | None) -> None:
+        self._lock.cancel()
+        if not self._in_time.done():
+            self._in_time.set_result(landing)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._forget(self)
+        self._lock.cancel()
         if self._landing.done():
             return
         error = None if task.cancelled() else task.exception()
-        if error is None:
-            self._landing.cancel()
-        else:
-            self._landing.set_exception(error)
+        for future in (self._landing, self._in_time):
+            if future.done():
+                continue
+            if error is None:
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # those who waited for it in time, if anybody did, have it
 
 
 class Flights(Generic[Landing]):
@@ -93,6 +146,8 @@ class Flights(Generic[Landing]):
     def __init__(self, tasks: Tasks, uncacheable_s: float, monotonic: Callable[[], float]) -> None:
         self._tasks = tasks
         self._trips: dict[bytes, Trip[Landing]] = {}
+        self._overdue: dict[bytes, Trip[Landing]] = {}
+        """By key, the trip that carried it last and has not landed within its lock time."""
         self._marked: TTLCache[bytes, bool] = TTLCache(_MAX_MARKED, uncacheable_s, monotonic)
 
     def __len__(self) -> int:
@@ -106,19 +161,50 @@ class Flights(Generic[Landing]):
         """Those of *keys* that a trip may carry: not marked, and not on their way."""
         return frozenset(key for key in keys if key not in self._marked and key not in self._trips)
 
-    def set_off(self, keys: Collection[bytes], work: Work[Landing]) -> Trip[Landing]:
-        """Start *work*, which is told how to land, and carries *keys* (all ``free``) until it ends."""
+    def set_off(
+        self,
+        keys: Collection[bytes],
+        work: Work[Landing],
+        lock_s: float,
+        *,
+        overdue: Callable[[], None] = lambda: None,
+        relieve: Callable[[Landing], Landing | None] = lambda _: None,
+    ) -> Trip[Landing]:
+        """
+        Start *work*, which is told how to land, and carries *keys* (all ``free``) until it ends or is overdue.
+
+        After *lock_s* seconds *overdue* is called. *relieve* makes of an earlier trip's landing, if that was overdue
+        and all of *keys* were its, what this one lands with; ``None`` if it goes on.
+        """
 
         def forget(trip: Trip[Landing]) -> None:
-            for key in keys:
-                if self._trips.get(key) is trip:
-                    del self._trips[key]
+            _remove(self._trips, keys, trip)
+            _remove(self._overdue, keys, trip)
 
-        trip = Trip(work, self._tasks, forget)
+        def end_lock(trip: Trip[Landing]) -> None:
+            _remove(self._trips, keys, trip)
+            self._overdue.update(dict.fromkeys(keys, trip))
+            overdue()
+
+        earlier = {self._overdue.get(key) for key in keys}
+        trip = Trip(work, self._tasks, lock_s, forget=forget, overdue=end_lock)
         self._trips.update(dict.fromkeys(keys, trip))
+        if len(earlier) == 1 and (first := earlier.pop()) is not None:
+            first.when_landed(lambda landing: _relieve(trip, relieve(landing)))
         return trip
 
     def mark(self, keys: Iterable[bytes]) -> None:
         """The answer for *keys* could not be kept."""
         for key in keys:
             self._marked[key] = True
+
+
+def _remove(trips: dict[bytes, Trip[Landing]], keys: Iterable[bytes], trip: Trip[Landing]) -> None:
+    for key in keys:
+        if trips.get(key) is trip:
+            del trips[key]
+
+
+def _relieve(trip: Trip[Landing], landing: Landing | None) -> None:
+    if landing is not None:
+        trip.land_instead(landing)

@@ -127,6 +127,10 @@ class Generations:
                 del self._writing[scope]
         self._close(scopes)
 
+    def distrust(self) -> None:
+        """Believe no token that was made before now: what others may have left untold cannot be known."""
+        self._floor_ms = max(self._floor_ms, int(self._wall() * 1000))
+
     @property
     def untold(self) -> frozenset[Scope]:
         """Scopes that Redis does not know to be stale."""

@@ -6,13 +6,14 @@ left is taken over by whoever looks next: its successor when it starts, or any o
 beside others also reads theirs: it serves what they have made stale, and Redis may not know yet.
 """
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from proxy.cache.generations import Generations, Journal
+from proxy.cache.generations import Generations, Journal, Scope
 
 _MOST = 256
 _ALL = "invalidations.lock"
@@ -30,7 +31,12 @@ class Claim:
         self._lock = lock
 
     def learn(self, generations: Generations) -> None:
-        """Before this process serves: take up what others have not told Redis of, living or not. Raises OSError."""
+        """
+        Before this process serves: take up what others have not told Redis of, living or not.
+
+        Raises:
+            OSError: that could not be read, or not be noted; nothing of before may be believed then.
+        """
         with _locked(self._folder):
             for number in _journals(self._folder):
                 if number != self._number:
@@ -61,6 +67,35 @@ class Claim:
     def close(self) -> None:
         """Let others take over; the journal itself is closed by who uses it."""
         os.close(self._lock)
+
+
+class NoClaim:
+    """
+    What a worker has where no journal can be had: its folder is full, read-only or gone.
+
+    Nothing of before is believed, as nobody can know what others have left untold. Writes go on; in strict mode, which
+    promises that their effect outlives this process, they are refused.
+    """
+
+    def __init__(self) -> None:
+        self.journal: Journal = _NoJournal(None)
+
+    def learn(self, generations: Generations) -> None:
+        """See ``Claim``."""
+        generations.distrust()
+
+    def adopt(self, generations: Generations) -> None:
+        """See ``Claim``: there is nothing to take over from, or no way to say so."""
+
+    def close(self) -> None:
+        """See ``Claim``."""
+
+
+class _NoJournal(Journal):
+    def opened(self, scopes: Collection[Scope]) -> None:
+        """See Journal."""
+        if scopes:
+            raise OSError(errno.ENOENT, "there is no journal")
 
 
 def claim(folder: Path, number: int, count: int) -> Claim:

@@ -38,6 +38,9 @@ class Telemetry(Protocol):
     def batched(self, items: int, is_right: bool) -> None:
         """Several requests were one upstream request for so many items; not *right*: it brought none of them a row."""
 
+    def flight_overdue(self, operation: str) -> None:
+        """A request of *operation* brought nothing within its lock time: those who waited for it went on without it."""
+
     def connection_ended(self, reason: str) -> None:
         """A client's connection was refused or broken off: too many of them, or too slow; an ErrorCode."""
 

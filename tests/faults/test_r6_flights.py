@@ -41,7 +41,7 @@ async def proxies(
     redis: RedisServer, upstream: RawUpstream, count: int = 1, *, workers: int = 1, **changes: object
 ) -> AsyncIterator[list[ProxyProcess]]:
     """Replicas that share a Redis; slow enough a deadline that a busy machine is no trouble with Redis."""
-    env = settings(**{"redis_deadline_ms": 3000, **changes})
+    env = settings(**{"redis_deadline_ms": 3000, "flights_lock_s": 60, **changes})
     async with contextlib.AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
@@ -239,7 +239,9 @@ async def test_r6e_a_killed_holder_delays_the_others_by_its_lease(redis_server: 
 
 
 async def test_a_holder_that_is_slow_is_waited_for_beyond_its_lease(redis_server: RedisServer) -> None:
-    async with RawUpstream(late()) as upstream, proxies(redis_server, upstream, 2, flights_lease_s=0.1) as replicas:
+    """As long as two of them: after that its request is taken for one that hangs (R17)."""
+    slow = answers.after(1.2, telling())
+    async with RawUpstream(slow) as upstream, proxies(redis_server, upstream, 2, flights_lease_s=1.0) as replicas:
         bodies = [native("cold")] * 20
         responses = await ask_all(bodies, *(proxy.http_port for proxy in replicas))
         assert all(map(is_right, responses, bodies))

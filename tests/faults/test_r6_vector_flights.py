@@ -103,7 +103,7 @@ class Rig:
 @contextlib.asynccontextmanager
 async def over_http(redis: RedisServer, **changes: object) -> AsyncIterator[Rig]:
     vendor = Vendor()
-    env = settings(redis_deadline_ms=3000, vector_settle_s=0, **changes)
+    env = settings(redis_deadline_ms=3000, flights_lock_s=60, vector_settle_s=0, **changes)
     async with (
         RawUpstream(vendor.http) as upstream,
         ProxyProcess(dashvector_url=upstream.url, redis_url=redis.url, env=env) as proxy,
@@ -129,7 +129,7 @@ async def over_grpc(redis: RedisServer, **changes: object) -> AsyncIterator[Rig]
     server: Any = grpc.aio.server(handlers=(vendor,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    env = settings(redis_deadline_ms=3000, vector_settle_s=0, **changes)
+    env = settings(redis_deadline_ms=3000, flights_lock_s=60, vector_settle_s=0, **changes)
     address = f"http://127.0.0.1:{port}"
     async with (
         ProxyProcess(dashvector_url=address, dashvector_grpc_url=address, redis_url=redis.url, env=env) as proxy,

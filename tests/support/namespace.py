@@ -36,10 +36,16 @@ _FLAGS_OF: Final = struct.Struct("16sh22x")  # struct ifreq
 
 
 def in_namespaces(
-    command: Sequence[str | Path], *, own_network: bool = True, files: Mapping[Path, Path] | None = None
+    command: Sequence[str | Path],
+    *,
+    own_network: bool = True,
+    files: Mapping[Path, Path] | None = None,
+    disks: Mapping[Path, str] | None = None,
 ) -> list[str]:
     """
     *command*, to be run in a mount namespace of its own where each of *files* (which exist) shows what its value holds.
+
+    Each of *disks* (folders that exist) is a file system of its own there, with the options given (``size=3m``).
 
     With *own_network* also in a network of its own, of which there is 127.0.0.0/8 alone. Without it a command may join
     the network of the one that starts it, and yet have names of its own. It must be the calling process that starts it,
@@ -48,6 +54,7 @@ def in_namespaces(
     asked = {
         "own_network": own_network,
         "files": [[str(shown), str(file)] for shown, file in (files or {}).items()],
+        "disks": [[str(folder), options] for folder, options in (disks or {}).items()],
         "parent": os.getpid(),
     }
     return [sys.executable, "-I", "-S", __file__, json.dumps(asked), *map(str, command)]
@@ -59,6 +66,20 @@ def resolving(folder: Path, names: Mapping[str, str]) -> dict[Path, Path]:
     (hosts := folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
     (services := folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
     return {HOSTS: hosts, **({_NAME_SERVICES: services} if _NAME_SERVICES.exists() else {})}
+
+
+def make_read_only(pid: int, folder: Path) -> None:
+    """Whatever process *pid* opens in *folder* from now on is read-only; what it has open stays as it is."""
+    code = (
+        "import ctypes, os, sys\n"
+        "libc, folder = ctypes.CDLL(None, use_errno=True), os.fsencode(sys.argv[2])\n"
+        "if libc.setns(os.open(f'/proc/{sys.argv[1]}/ns/mnt', os.O_RDONLY), 0):\n"
+        "    sys.exit(os.strerror(ctypes.get_errno()))\n"
+        "for flags in (0x1000, 0x1000 | 0x20 | 0x1):\n"  # MS_BIND; MS_BIND, MS_REMOUNT, MS_RDONLY
+        "    if libc.mount(folder, folder, None, ctypes.c_ulong(flags), None):\n"
+        "        sys.exit(os.strerror(ctypes.get_errno()))\n"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, str(pid), str(folder)], check=True, timeout=20.0)
 
 
 @functools.cache
@@ -110,6 +131,9 @@ def _launch(asked_json: str, command: Sequence[str]) -> NoReturn:
     for shown, file in asked["files"]:
         done = libc.mount(os.fsencode(file), os.fsencode(shown), None, ctypes.c_ulong(_MS_BIND), None)
         _checked(done, f"mount {file} on {shown}")
+    for folder, options in asked["disks"]:
+        done = libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(0), options.encode())
+        _checked(done, f"mount a disk at {folder}")
     if asked["own_network"]:
         _bring_up_loopback()
     os.execvp(command[0], list(command))

@@ -11,6 +11,7 @@ from proxy.ask import Asker, Job, Landing, Upstreams
 from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.flights import Flights
+from proxy.cache.lock_times import LockTimes
 from proxy.cache.tiers import Found
 from proxy.core.answer import Answer
 from proxy.core.entry import Entry, Row
@@ -183,15 +184,23 @@ class NobodyRefused:
 class Process:
     """One process's fetcher, and clients of it."""
 
-    def __init__(self, world: World, *, uncacheable_s: float = 10.0, rules: Rules = OFF) -> None:
-        self.world, self.faults = world, list[BaseException]()
+    def __init__(
+        self,
+        world: World,
+        *,
+        uncacheable_s: float = 10.0,
+        rules: Rules = OFF,
+        lock_s: float = 100.0,
+        deadline_s: float = 100.0,
+    ) -> None:
+        self.world, self.faults, self.overdue = world, list[BaseException](), list[str]()
         self.tasks, self.clients = Tasks(self.faults.append), Tasks(self.faults.append)
         self.tiers = FakeTiers(world, self.tasks)
         clock = Clock(world.clock.monotonic, world.clock.wall)
         self.flights: Flights[Landing] = Flights(self.tasks, uncacheable_s, clock.monotonic)
         callers: Any = NobodyRefused()
         asker = Asker(
-            upstreams=Upstreams(lambda _request: world, callers, clock),
+            upstreams=Upstreams(lambda _request: world, callers, clock, deadline_s),
             callers=callers,
             tiers=self.tiers,
             voidable=self.tiers,
@@ -203,16 +212,21 @@ class Process:
             clock=clock,
             random_unit=lambda: 0.5,
         )
-        self.batcher = Batcher(asker, self.tasks, rules=rules, clock=clock, max_answer_bytes=1000)
+        self.lock_times = LockTimes(lock_s)
+        self.batcher = Batcher(
+            asker, self.tasks, rules=rules, clock=clock, lock_times=self.lock_times, max_answer_bytes=1000
+        )
         self.claims = Claims(world, self.tasks, 2.0, uncacheable_s)
         self.fetcher = Fetcher(
             batcher=self.batcher,
             flights=self.flights,
+            lock_times=self.lock_times,
             claims=self.claims,
             tiers=self.tiers,
             voidable=self.tiers,
             clock=clock,
             max_answer_bytes=1000,
+            on_overdue=self.overdue.append,
         )
 
     def mode(self, _upstream: str, _operation: str) -> Mode:

@@ -18,6 +18,7 @@ from proxy.cache.codec import Codec
 from proxy.cache.flights import Flights
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.leases import Leases
+from proxy.cache.lock_times import LockTimes
 from proxy.cache.memory import MemoryTier
 from proxy.cache.standings import Standings
 from proxy.cache.tiers import Tiers
@@ -176,7 +177,7 @@ class Rig:
             leases=self.leases,
             standings=Standings(None, self.tasks, longest_ms=3_600_000, monotonic=self.clock.monotonic),
         )
-        upstreams = Upstreams(lambda _: self.upstream, callers, clock)  # type: ignore[arg-type,return-value]
+        upstreams = Upstreams(lambda _: self.upstream, callers, clock, 100.0)  # type: ignore[arg-type,return-value]
         asker = Asker(
             upstreams=upstreams,
             callers=callers,
@@ -191,8 +192,11 @@ class Rig:
             random_unit=lambda: 0.5,
         )
         fetcher = Fetcher(
-            batcher=Batcher(asker, self.tasks, rules=BATCHING, clock=clock, max_answer_bytes=MAX_ANSWER),
+            batcher=Batcher(
+                asker, self.tasks, rules=BATCHING, clock=clock, lock_times=LockTimes(100.0), max_answer_bytes=MAX_ANSWER
+            ),
             flights=Flights(self.tasks, 10.0, self.clock.monotonic),
+            lock_times=LockTimes(100.0),
             claims=Claims(None, self.tasks, 2.0, 10.0),
             tiers=tiers,
             voidable=self.voidable,

@@ -44,6 +44,8 @@ class State:
     admin: str = ""
     loaded_unix_s: float = 0.0
     is_reloading: bool = False
+    lacking: list[Callable[[], list[str]]] = field(default_factory=list)
+    """Asked for what does not work and costs no request, in words."""
 
     @property
     def serving(self) -> int:
@@ -102,13 +104,15 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
     """
     HTTP status and body of ``/healthz``.
 
-    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer or a worker is missing: requests are
-    still answered, so the status stays 200 and nobody restarts us for it.
+    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer, a worker is missing, or something is lost
+    that costs no request (``lacks`` says what): requests are still answered, so the status stays 200 and nobody
+    restarts us for it.
     """
     redis = await redis_state(state)
+    lacks = [text for lacking in state.lacking for text in lacking()]
     if state.serving == 0:
         verdict = "unhealthy"
-    elif redis["ok"] is False or state.serving < state.wanted:
+    elif redis["ok"] is False or state.serving < state.wanted or lacks:
         verdict = "degraded"
     else:
         verdict = "healthy"
@@ -119,5 +123,6 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
         "redis": redis,
         "workers": state.worker_counts(),
         "settings": state.settings(),
+        **({"lacks": lacks} if lacks else {}),
     }
     return (503 if verdict == "unhealthy" else 200), body

@@ -48,8 +48,9 @@ class DataFolder:
             ) from error
         except OSError as error:
             raise ConfigError([f"data_dir: {self.path} cannot be locked: {error.strerror or error}"]) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def key_secret(self) -> bytes:
         """The deployment secret kept here; made on the first call ever."""

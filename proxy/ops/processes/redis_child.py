@@ -72,6 +72,7 @@ class RedisChild:
         self._stopping = False
         self._has_answered = False
         self._early_ends = 0
+        self._is_saved = True
         self.url = f"unix://{quote(str(self._socket))}?db=0"
 
     async def start(self) -> bool:
@@ -88,7 +89,8 @@ class RedisChild:
             keeper.cancel()
         if self._keepers:
             await asyncio.wait(self._keepers)
-        self._socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._socket.unlink()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
 
@@ -98,17 +100,22 @@ class RedisChild:
         self._has_answered = self._has_answered or is_pong
         return is_pong
 
-    async def _asked(self, within_s: float) -> bytes:
-        """The line that it answers to PING; empty if it answers nothing."""
+    def lacks(self) -> list[str]:
+        """What does not work and costs no request, in words."""
+        return [] if self._is_saved else [f"{DATA_FILE}: not written; the cache does not outlive the embedded Redis"]
+
+    async def _asked(self, within_s: float, command: bytes = b"PING") -> bytes:
+        """The line, or the bulk, that it answers to *command*; empty if it answers nothing."""
         try:
             async with asyncio.timeout(within_s):
                 reader, writer = await asyncio.open_unix_connection(str(self._socket))
                 try:
-                    writer.write(b"PING\r\n")
-                    return await reader.readline()
+                    writer.write(command + b"\r\n")
+                    line = await reader.readline()
+                    return await reader.readexactly(int(line[1:])) if line.startswith(b"$") else line
                 finally:
                     writer.close()
-        except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
+        except (OSError, EOFError, TimeoutError, ValueError):  # ValueError: a line without an end
             return b""
 
     def _socket_path(self) -> Path:
@@ -145,7 +152,8 @@ class RedisChild:
                 silence, asked = Silence(), self._process
             if asked is None or self._stopping:
                 continue
-            if await self._asked(self._patience.turn_s / 2):
+            if said := await self._asked(self._patience.turn_s / 2, b"INFO persistence"):
+                self._note_saved(said)
                 if silence.ended():
                     logger().warning("embedded_redis_answers_again")
                 continue
@@ -158,6 +166,16 @@ class RedisChild:
                 )
                 with contextlib.suppress(ProcessLookupError):
                     asked.kill()
+
+    def _note_saved(self, persistence: bytes) -> None:
+        """See whether its last snapshot was written: a full disk costs those, and nothing else."""
+        is_saved = b"rdb_last_bgsave_status:err" not in persistence
+        if is_saved is not self._is_saved:
+            self._is_saved = is_saved
+            if is_saved:
+                logger().warning("embedded_redis_saved_again", file=DATA_FILE)
+            else:
+                logger().error("embedded_redis_not_saved", file=DATA_FILE, consequence="the cache does not outlive it")
 
     async def _run_one(self) -> int | None:
         try:

@@ -7,9 +7,13 @@ from pathlib import Path
 from proxy.errors import ConfigError
 from proxy.ops.processes import floors
 from proxy.ops.processes.supervisor import Supervisor
-from proxy.ops.telemetry.log_output import configure, logger
+from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.settings import Settings
 from proxy.settings_source import config_folder, load_with_sources
+
+
+class RunFailedError(Exception):
+    """The proxy had to end, and not for its settings; the message says why."""
 
 
 def run(environ: Mapping[str, str]) -> None:
@@ -18,6 +22,7 @@ def run(environ: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: with every mistake.
+        RunFailedError: it could not be run, or not any longer, for another reason; the log has it too.
     """
     if found := floors.mistakes():
         raise ConfigError(found)
@@ -27,8 +32,22 @@ def run(environ: Mapping[str, str]) -> None:
         for warning in loaded.warnings:
             logger().warning("settings", warning=warning)
         asyncio.run(_supervise(loaded.settings, config_folder(environ), environ))
+    except ConfigError:
+        raise
+    except Exception as error:
+        # While there is a log: whoever is called at night has nothing else to go by.
+        why = _words(error)
+        logger().error("run_failed", reason=why, **error_fields(error))
+        raise RunFailedError(why) from error
     finally:
         writer.close()
+
+
+def _words(error: Exception) -> str:
+    """What is known of *error*; beside the system's own words nothing that may quote data."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return type(error).__name__
 
 
 async def _supervise(settings: Settings, folder: Path, environ: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
-from proxy.ops.processes.process import METRICS_VARIABLE, SPARING, child_environment, python_module
+from proxy.ops.processes.process import SPARING, child_environment, python_module
 from proxy.ops.processes.redis_child import REDIS_PATIENCE, RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
 from proxy.ops.processes.redis_sweep import Sweep
@@ -147,6 +147,7 @@ class Supervisor:
         purges = PurgeBook(folder.path, self._set_purges)
         for known in (book, purges):
             known.load()
+            self.state.lacking.append(known.lacks)
         stack.callback(self._tasks.start(book.run()).cancel)
         admin = Admin(self._settings, self.state, book, purges, metrics)
         admin.reload = self._reloader.reload
@@ -191,6 +192,7 @@ class Supervisor:
         child = RedisChild(program, self._redis_config, folder.path, self._tasks, self._redis_patience)
         stack.push_async_callback(child.stop)
         self.state.redis = RedisKind.EMBEDDED
+        self.state.lacking.append(child.lacks)
         if not await child.start():
             logger().warning("embedded_redis_silent")
         return child.url
@@ -253,7 +255,7 @@ class Supervisor:
         workers = Workers(
             self.state.wanted,
             self._worker_command,
-            {**SPARING, **child_environment(self._environ), METRICS_VARIABLE: str(metrics.directory)},
+            {**SPARING, **child_environment(self._environ), **metrics.environment()},
             hello=self._hello_with(self._settings),
             changed=lambda: metrics.workers(self.state.serving, self.state.wanted),
             died=metrics.worker_died,
@@ -263,6 +265,7 @@ class Supervisor:
             patience=self._patience,
         )
         self.state.workers = workers
+        self.state.lacking.append(lambda: metrics.lacks(workers.serving_pids))
         stack.push_async_callback(workers.stop)
         self._modes_changed(metrics, book)
         metrics.workers(0, self.state.wanted)

@@ -96,6 +96,11 @@ class Workers:
         )
 
     @property
+    def serving_pids(self) -> list[int]:
+        """The processes of those that have come to serve."""
+        return sorted(worker.process.pid for worker in self._running if worker.serves)
+
+    @property
     def silent(self) -> list[int]:
         """The numbers of the places whose worker does not answer."""
         return sorted(worker.place.number for worker in self._running if worker.silence.is_long)

@@ -58,6 +58,7 @@ class Book(ABC, Generic[Value]):
         self._push = push
         self._unix_s = unix_s
         self._writing = asyncio.Lock()
+        self._is_written = True
 
     @abstractmethod
     def _with(self, others: Value) -> Value:
@@ -75,6 +76,10 @@ class Book(ABC, Generic[Value]):
             logger().warning(f"{self.form.name}_not_read", error=type(error).__name__)
         except BadOrders as error:
             logger().warning(f"{self.form.name}_not_read", error=str(error))
+
+    def lacks(self) -> list[str]:
+        """What is in force and not written down, in words."""
+        return [] if self._is_written else [f"{self.path.name}: not written; a restart will forget it"]
 
     async def merge(self, others: Value) -> None:
         """Take up another replica's orders, as far as they are later than ours."""
@@ -106,6 +111,8 @@ class Book(ABC, Generic[Value]):
             try:
                 await asyncio.to_thread(replace_file, self.path, stored)
             except OSError as error:
-                logger().warning(f"{self.form.name}_not_written", error=type(error).__name__)
+                logger().warning(f"{self.form.name}_not_written", error=error.strerror or type(error).__name__)
+                self._is_written = False
                 return False
+            self._is_written = True
         return True

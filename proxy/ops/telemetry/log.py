@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
-from proxy.ops.telemetry import labels
+from proxy.ops.telemetry import labels, metric_space
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
@@ -32,6 +32,7 @@ class Observer:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The observer of a worker; the log is configured, and the folder for metrics is set."""
+        metric_space.install()
         return cls(
             Metrics(labels.upstream_names(settings)),
             log_requests=settings.log.requests,
@@ -123,6 +124,10 @@ class Observer:
     def batched(self, items: int, is_right: bool) -> None:
         """See Telemetry; counted only: each of the requests has its line."""
         self._metrics.batched(items, is_right)
+
+    def flight_overdue(self, operation: str) -> None:
+        """See Telemetry; counted only: a vendor that is slow makes many."""
+        self._metrics.flight_overdue(operation)
 
     def loop_lag(self, seconds: float) -> None:
         """See Metrics."""

@@ -122,6 +122,10 @@ class Metrics:
         if not is_right:
             self._batches_undone.inc()
 
+    def flight_overdue(self, operation: str) -> None:
+        """See Telemetry."""
+        self._overdue[labels.known(operation, self._operations)].inc()
+
     def loop_lag(self, seconds: float) -> None:
         """By how much the event loop was late once."""
         self._loop_lag.observe(seconds)
@@ -215,6 +219,12 @@ class Metrics:
         self._batches_undone = self._counter(
             "dashcache_batches_undone", "Such upstream requests that were not answered right."
         )
+        overdue = self._counter(
+            "dashcache_flights_overdue",
+            "Fetches that brought nothing within their lock time: others went on without them.",
+            "operation",
+        )
+        self._overdue = {operation: overdue.labels(operation) for operation in self._operations}
         self._calls = {
             (upstream, status): calls.labels(upstream, status)
             for upstream in self._upstreams

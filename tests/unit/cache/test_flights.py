@@ -33,7 +33,7 @@ class Rig:
             land(came, may_board)
             await self.keeping.wait()
 
-        return self.flights.set_off(keys, work)
+        return self.flights.set_off(keys, work, 100.0)
 
     def client(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         return self.clients.start(work, is_awaited=True)
@@ -149,7 +149,7 @@ async def test_a_fault_in_the_work_reaches_all_who_wait_and_is_told_once():
         await rig.landing.wait()
         raise KeyError("a bug")
 
-    trip = rig.flights.set_off([b"a"], work)
+    trip = rig.flights.set_off([b"a"], work, 100.0)
     riders = [rig.client(rig.ride(trip)) for _ in range(3)]
     await rig.landing.wait_arrived()
     rig.landing.open()
@@ -166,7 +166,7 @@ async def test_nobody_waits_for_a_trip_that_will_not_land(ends: str):
     async def work(_land: Land[str]) -> None:
         await rig.landing.wait()
 
-    trip = rig.flights.set_off([b"a"], work)
+    trip = rig.flights.set_off([b"a"], work, 100.0)
     rider = rig.client(rig.ride(trip))
     await rig.landing.wait_arrived()
     if ends == "cancelled":  # as at the end of a drain

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cache.generations import Generations
-from proxy.cache.journals import Claim, claim
+from proxy.cache.generations import Generations, Journal
+from proxy.cache.journals import Claim, NoClaim, claim
 
 
 def generations(own: Claim) -> Generations:
@@ -156,3 +156,18 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_r19_without_a_journal_nothing_of_before_is_believed_and_nothing_can_be_noted() -> None:
+    none = NoClaim()
+    alone = Generations(none.journal, lambda: 1_000.0)
+    before = Generations(Journal(None), lambda: 999.0).new_token()
+    assert alone.stands(b"a", before)
+    none.learn(alone)
+    assert not alone.stands(b"a", before)
+    assert alone.stands(b"a", alone.new_token())
+    with pytest.raises(OSError, match="no journal"):
+        alone.begin([b"a"])
+    alone.end([b"a"])
+    none.adopt(alone)
+    none.close()

@@ -1,6 +1,9 @@
 """Counters: what an outcome adds up to, and that requests cannot make series."""
 
+import errno
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason, Refusal
 from proxy.ops.switches.live import LiveModes
 from proxy.ops.telemetry.metric_files import MetricFiles
+from proxy.ops.telemetry.metric_space import RoomyDict
 from proxy.ops.telemetry.metrics import Metrics
 from proxy.settings import Start
 
@@ -26,6 +30,7 @@ async def files(tmp_path: Path) -> AsyncIterator[MetricFiles]:
     made = MetricFiles(tmp_path)
     yield made
     made.close()
+    assert made.directory is not None
     assert not made.directory.exists()
 
 
@@ -210,7 +215,6 @@ async def test_what_dead_workers_counted_stays_and_their_files_go(files: MetricF
     assert totals["dashcache_things_total", ()] == 306
     assert totals["dashcache_rows", ()] == 1
     assert sorted(path.name for path in files.directory.iterdir()) == [
-        "counter_0.db",
         "counter_103.db",
         "gauge_livesum_103.db",
     ]
@@ -263,3 +267,122 @@ def test_the_line_before_an_upstream_and_connections_are_counted(metrics: Metric
     assert value(metrics, "dashcache_connections_ended_total", reason="ClientTooSlow") == 1
     assert value(metrics, "dashcache_connections") == 11
     assert series(metrics) == before + 4  # the gauges of two upstreams
+
+
+# --- files without space ---
+
+
+async def test_r19_the_supervisor_maps_no_file(files: MetricFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.directory is not None
+    _write(files.directory, "counter_7.db", {_key("dashcache_things"): 2.0})
+    monkeypatch.delattr(mmap_dict.mmap, "mmap")
+    await files.worker_died(7)
+    assert (await files.totals())["dashcache_things_total", ()] == 2
+
+
+async def test_r19_a_file_of_a_dead_worker_that_stays_is_counted_once(
+    files: MetricFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.directory is not None
+    gauge = mmap_dict.mmap_key("dashcache_rows", "dashcache_rows", [], [], "Help.")
+    _write(files.directory, "counter_7.db", {_key("dashcache_things"): 2.0})
+    _write(files.directory, "gauge_livesum_7.db", {gauge: 5.0})
+
+    def refused(_path: Path) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for _ in range(2):
+        await files.worker_died(7)
+        totals = await files.totals()
+        assert totals["dashcache_things_total", ()] == 2
+        assert ("dashcache_rows", ()) not in totals
+    monkeypatch.undo()
+
+
+async def test_r19_without_any_folder_the_supervisor_counts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    files = MetricFiles(tmp_path)
+    assert files.directory is None
+    assert files.lacks([1]) == ["metrics of all workers: no folder can be written"]
+    files.workers(1, 2)
+    assert (await files.totals())["dashcache_workers_wanted", ()] == 2
+    await files.worker_died(1)
+    files.close()
+
+
+def _no_space(_number: int, _offset: int, size: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), size)
+
+
+async def test_r19_a_worker_without_space_counts_in_its_memory(
+    files: MetricFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.directory is not None
+    monkeypatch.setattr(os, "posix_fallocate", _no_space)
+    figures = RoomyDict(str(files.directory / "counter_7.db"))
+    keys = [_key(f"dashcache_things_{number}") for number in range(2_000)]
+    for number, key in enumerate(keys):
+        figures.write_value(key, float(number), 0.0)
+    assert [figures.read_value(key)[0] for key in keys] == [float(number) for number in range(2_000)]
+    figures.close()
+    assert not list(files.directory.iterdir())
+    assert files.lacks([7]) == ["metrics of 1 of 1 workers: their folder cannot be written"]
+
+
+async def test_r19_a_file_that_cannot_grow_goes_on_in_memory(
+    files: MetricFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.directory is not None
+    figures = RoomyDict(str(files.directory / "counter_7.db"))
+    figures.write_value(_key("dashcache_first"), 1.0, 0.0)
+    assert (await files.totals())["dashcache_first_total", ()] == 1
+    monkeypatch.setattr(os, "posix_fallocate", _no_space)
+    for number in range(2_000):
+        figures.write_value(_key(f"dashcache_things_{number}"), 2.0, 0.0)
+    assert figures.read_value(_key("dashcache_first"))[0] == 1
+    assert figures.read_value(_key("dashcache_things_1999"))[0] == 2
+    assert not list(files.directory.iterdir())  # no figure that stands still
+    figures.close()
+
+
+async def test_r19_a_file_has_the_space_of_its_length(files: MetricFiles) -> None:
+    assert files.directory is not None
+    path = files.directory / "counter_7.db"
+    figures = RoomyDict(str(path))
+    for number in range(2_000):
+        figures.write_value(_key(f"dashcache_things_{number}"), 1.0, 0.0)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
+    figures.close()
+    assert (await files.totals())["dashcache_things_1999_total", ()] == 1
+
+
+async def test_r19_a_file_system_that_promises_no_space_is_written_to(
+    files: MetricFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    assert files.directory is not None
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    path = files.directory / "counter_7.db"
+    figures = RoomyDict(str(path))
+    for number in range(2_000):
+        figures.write_value(_key(f"dashcache_things_{number}"), 1.0, 0.0)
+    figures.close()
+    assert (await files.totals())["dashcache_things_1999_total", ()] == 1
+
+
+async def test_r19_a_folder_that_was_removed_is_made_anew(files: MetricFiles) -> None:
+    assert files.directory is not None
+    shutil.rmtree(files.directory)
+    assert await files.render()
+    figures = RoomyDict(str(files.directory / "counter_7.db"))
+    figures.write_value(_key("dashcache_things"), 1.0, 0.0)
+    assert (await files.totals())["dashcache_things_total", ()] == 1
+    figures.close()
