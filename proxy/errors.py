@@ -56,13 +56,26 @@ class ClientError(ProxyError):
 
 
 class UpstreamError(ProxyError):
-    """The fault is between us and the upstream; ``retryable`` when not a byte of an answer was seen."""
+    """
+    The fault is between us and the upstream; ``retryable`` when not a byte of an answer was seen.
+
+    ``is_unseen``: the request was ready to be sent, and the upstream has certainly not seen it all the same.
+    """
 
     status = 502
 
-    def __init__(self, code: ErrorCode, message: str, status: int | None = None, *, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        status: int | None = None,
+        *,
+        retryable: bool = False,
+        is_unseen: bool = False,
+    ) -> None:
         super().__init__(code, message, status)
         self.retryable = retryable
+        self.is_unseen = is_unseen
 
 
 class ConfigError(Exception):

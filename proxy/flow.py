@@ -1,7 +1,7 @@
 """
 The life of one request.
 
-Read from the top: ``Flow.answer`` decides, ``_read`` looks up, ``_fetch`` asks for the rest, ``_write`` forwards what
+Read from the top: ``Flow.answer`` decides, ``_read`` looks up, ``_fetch`` asks for the rest; ``writes`` forwards what
 changes something.
 
 ::
@@ -32,14 +32,13 @@ What a write can make stale is read and kept under tokens (``cache.generations``
 at any point: what it would have said is a miss. The upstream's errors go to the client as they are.
 """
 
-import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from proxy.ask import Asker, Job, Landing, Upstreams, begin
 from proxy.at_once import AtOnce, ours, tell_ages
-from proxy.cache.voidable import NotTold, VoidableTier
+from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer, Body
 from proxy.core.entry import Entry, Row
@@ -48,17 +47,18 @@ from proxy.core.grace import StaleReason
 from proxy.core.heavy import Heavy
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
-from proxy.core.plan import NotStorable, Pass, PassReason, Refusal, Verdict, Write
-from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, UpstreamReply
-from proxy.core.relay import content_of, relayed, start_of
+from proxy.core.plan import Pass, PassReason, Refusal
+from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource
+from proxy.core.relay import relayed
 from proxy.core.request import Request
 from proxy.core.tasks import Tasks
-from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.fetch import Fetcher
 from proxy.grace import Grace, Stale
 from proxy.negative import Negatives
 from proxy.planner import Planned, Planner
 from proxy.shown import may_be_shown
+from proxy.writes import Writer
 
 
 class Flow:
@@ -91,12 +91,17 @@ class Flow:
         self._grace = grace
         self._negatives = negatives
         self._callers = callers
-        self._voidable = voidable
-        self._tasks = tasks
+        self._writer = Writer(
+            planner=planner,
+            upstreams=upstreams,
+            callers=callers,
+            voidable=voidable,
+            tasks=tasks,
+            max_answer_bytes=max_answer_bytes,
+        )
         self._modes = modes
         self._heavy = heavy or Heavy()
         self._max_key_body_bytes = max_key_body_bytes
-        self._max_answer_bytes = max_answer_bytes
         self._clock = clock
 
     async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
@@ -114,7 +119,7 @@ class Flow:
             return await self._forward(request, body, outcome)
         outcome.operation = route.operation
         if route.write is not None:
-            return await self._write(request, body, outcome, route.write)
+            return await self._writer.answer(request, body, outcome, route.write)
         outcome.state = CacheState.BYPASS
         mode = self._modes.mode(request.upstream, route.operation)
         reason = PassReason.BYPASS if mode is Mode.BYPASS else route.objection
@@ -156,58 +161,6 @@ class Flow:
                 raise
             reply = await self._upstreams.send(dataclasses.replace(untouched, is_again=True), outcome, body)
         return relayed(reply, reply)
-
-    # --- what changes something ---------------------------------------------------------------------------------------
-
-    async def _write(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer:
-        """Forward *write* once, as one unit with what it makes stale: a client that leaves cuts neither."""
-        outcome.state = CacheState.WRITE
-        unit = self._tasks.start(self._written(request, body, outcome, write), is_awaited=True)
-        try:
-            ended: Answer | ProxyError = await asyncio.shield(unit)
-        except asyncio.CancelledError:
-            unit.add_done_callback(_let_go)
-            raise
-        if isinstance(ended, ProxyError):
-            raise ended
-        return ended
-
-    async def _written(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer | ProxyError:
-        """The unit. Our errors are returned, as an exception of a task that nobody awaits any more would be lost."""
-        scopes, owner = self._planner.scopes(request, write.scopes), self._callers.owner(request, write.credential)
-
-        async def forward() -> tuple[Answer, Verdict]:
-            reply = await self._upstreams.send(dataclasses.replace(request, body=None), outcome, body)
-            text, rest = await start_of(reply, self._max_answer_bytes)
-            return relayed(reply, text if rest is None else rest), self._verdict(write, reply, text)
-
-        try:
-            answer, verdict = await self._voidable.writing(
-                scopes,
-                forward,
-                # A stranger's write must not void what others use before the upstream has said what it thinks of it.
-                announce=self._callers.is_known(owner),
-                counts=lambda ended: ended[1] not in (Verdict.REFUSED, Verdict.NO_ROUTE),
-            )
-        except NotTold:
-            return UpstreamError(ErrorCode.NOT_INVALIDATED, "cached answers cannot be made stale just now", 503)
-        except ProxyError as error:
-            return error
-        finally:
-            outcome.redis_ok = not self._voidable.is_pending(scopes)
-        if verdict is Verdict.DONE:
-            self._callers.served(owner)
-        elif verdict is Verdict.REFUSED:
-            await self._callers.refused(request)
-        return answer
-
-    def _verdict(self, write: Write, reply: UpstreamReply, text: bytes) -> Verdict:
-        grpc_code = reply.grpc_status.code if reply.grpc_status is not None else None
-        try:
-            content = content_of(reply, text, self._max_answer_bytes)
-        except NotStorable:
-            content = b""
-        return write.verdict(reply.status, grpc_code, content)
 
     # --- from the tiers -----------------------------------------------------------------------------------------------
 
@@ -341,12 +294,6 @@ def _keeping(landing: Landing) -> Callable[[], None]:
 def _say_settling(job: Job) -> None:
     if job.is_held:
         job.outcome.detail = job.outcome.detail or Refusal.SETTLING
-
-
-def _let_go(unit: "asyncio.Task[Answer | ProxyError]") -> None:
-    """Of the answer to a write whose client has gone."""
-    if not unit.cancelled() and unit.exception() is None and isinstance(answer := unit.result(), Answer):
-        answer.close()
 
 
 def _job(request: Request, planned: Planned, outcome: Outcome) -> Job:

@@ -6,6 +6,7 @@ reads entry, tokens and holds together.
 """
 
 import asyncio
+import enum
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
@@ -25,6 +26,17 @@ Result = TypeVar("Result")
 _TOLD_AT_ONCE = 100
 _OPENED_BYTES = 4 << 20
 """What stands for the memory tier: not the word of a moment ago, but the work of opening it."""
+
+
+class Effect(enum.Enum):
+    """What a write does to what is known."""
+
+    NONE = enum.auto()
+    """Nothing was changed."""
+    KNOWN = enum.auto()
+    """Something may have changed; from now on the vendor only has to show it."""
+    UNKNOWN = enum.auto()
+    """Something may have changed, or may change yet: nobody has heard the end of it."""
 
 
 class NotTold(Exception):  # noqa: N818  a fork in the road, see ``writing``
@@ -105,37 +117,47 @@ class VoidableTier:
         self._tasks.start(self._fill(self._redis, entries, scopes, tokens, done))
 
     async def writing(
-        self,
-        scopes: Sequence[Scope],
-        forward: Callable[[], Awaitable[Result]],
-        *,
-        announce: bool,
-        counts: Callable[[Result], bool],
+        self, scopes: Sequence[Scope], forward: Callable[[], Awaitable[Result]], *, effect: Callable[[Result], Effect]
     ) -> Result:
         """
         Run *forward* (a write) as one unit with what makes *scopes* stale; the caller shields it from leaving clients.
 
-        Without *announce* the first step is left out: a credential that the upstream has not accepted lately must not
-        be able to void what others use. A result that does not *count* (refused) leaves out the second.
+        *effect* tells what a result means; what raises is of unknown outcome. *forward* may ``announce`` the write
+        before the upstream can act on it.
 
         Raises:
-            NotTold: strict mode, and Redis or the journal could not be told; nothing was forwarded.
+            NotTold: strict mode, and Redis or the journal could not be told; nothing was forwarded, or not the end.
         """
         is_on_record = self._begin(scopes)
-        is_stale = True
+        came = Effect.NONE
         try:
-            is_safe = is_on_record or not self._is_strict
-            if not is_safe or not await self._may_forward(scopes, announce=announce):
-                is_stale = False  # nothing was forwarded, but what could not be told before stays untold
+            if self._is_strict and not (is_on_record and await self._can_tell(scopes)):
                 raise NotTold
-            result = await forward()
-            is_stale = counts(result)
+            came = Effect.UNKNOWN
+            try:
+                result = await forward()
+            except NotTold:
+                came = Effect.NONE  # but what could not be told before stays untold
+                raise
+            came = effect(result)
             return result
         finally:
-            if is_stale:
-                await asyncio.shield(self._tasks.start(self._void_and_end(scopes)))
-            else:
+            if came is Effect.NONE:
                 self._generations.end(scopes)
+            else:
+                await asyncio.shield(self._tasks.start(self._void_and_end(scopes)))
+
+    async def announce(self, scopes: Sequence[Scope]) -> None:
+        """
+        Make *scopes* stale before the upstream can act on a write.
+
+        Not for a credential that it has not accepted lately: that must not be able to void what others use.
+
+        Raises:
+            NotTold: strict mode, and Redis could not be told.
+        """
+        if not await self._void(scopes) and self._is_strict:
+            raise NotTold
 
     def redis_went_back(self) -> None:
         """Redis may have lost what it was told of writes that may still be settling: it is to be told again."""
@@ -158,11 +180,9 @@ class VoidableTier:
             return False
         return True
 
-    async def _may_forward(self, scopes: Sequence[Scope], *, announce: bool) -> bool:
-        """Take the first step if *announce*. False in strict mode, when Redis is of no help."""
-        if announce:
-            return await self._void(scopes) or not self._is_strict
-        if not self._is_strict or self._redis is None:
+    async def _can_tell(self, scopes: Sequence[Scope]) -> bool:
+        """Whether Redis takes words about *scopes* just now."""
+        if self._redis is None:
             return True
         return await self._redis.make_tokens(scopes, [self._generations.new_token() for _ in scopes]) is not None
 

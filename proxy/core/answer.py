@@ -47,6 +47,13 @@ class Body(Protocol):
     def pieces(self) -> AsyncIterator[bytes]:
         """All of the body, what ``read`` has already taken included."""
 
+    async def before_end(self) -> None:
+        """
+        To be awaited before the last of it goes out, by whoever does not send what ``pieces`` gives.
+
+        Raises what forbids to send it.
+        """
+
 
 def nothing() -> None:
     """What there is to do after an answer that leaves nothing to do."""

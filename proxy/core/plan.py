@@ -110,8 +110,12 @@ class Verdict(enum.Enum):
     """The credential was not accepted: nothing has changed."""
     NO_ROUTE = enum.auto()
     """The vendor does not know what was asked for either: nothing has changed."""
+    NOT_SENT = enum.auto()
+    """The vendor never had all of it: nothing has changed."""
+    FAILED = enum.auto()
+    """The vendor has done what it will do of it, and that may be a part."""
     UNKNOWN = enum.auto()
-    """Anything else; the write may have happened, in whole or in part."""
+    """Anything else; the write may have happened, in whole or in part, or may happen yet."""
 
 
 class Write(Protocol):
@@ -128,6 +132,10 @@ class Write(Protocol):
     @property
     def credential(self) -> bytes:
         """Who is writing, as a part of a key."""
+
+    @property
+    def has_credential(self) -> bool:
+        """Whether anybody in particular is."""
 
     def verdict(self, status: int, grpc_code: int | None, body: bytes) -> Verdict:
         """What an answer with this status, gRPC code (``None`` over HTTP) and (decoded) *body* says."""

@@ -68,6 +68,9 @@ class IncomingBody:
         async for piece in self._arriving():
             yield piece
 
+    async def before_end(self) -> None:
+        """Nothing to do."""
+
     async def _arriving(self) -> AsyncIterator[bytes]:
         if self.is_empty:
             return

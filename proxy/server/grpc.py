@@ -224,6 +224,9 @@ class _Message:
         """The message in one piece."""
         yield self._content
 
+    async def before_end(self) -> None:
+        """Nothing to do."""
+
 
 class _AnyMethod:
     """

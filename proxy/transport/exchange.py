@@ -95,9 +95,9 @@ class Exchange:
         message = _head(request, framed.lines, self._host) + content
         return message if len(message) <= MAX_BYTES else None
 
-    async def ask(self, message: bytes, *, is_head: bool) -> Received:
+    async def ask(self, message: bytes, body: Body | None = None, *, is_head: bool) -> Received:
         """
-        Send *message* and wait for the head of its answer.
+        Send *message*, which holds all of *body*, and wait for the head of its answer.
 
         Raises:
             aiohttp.ClientError, TimeoutError, OSError: as the session does.
@@ -109,6 +109,8 @@ class Exchange:
             raise aiohttp.ConnectionTimeoutError("no connection in time") from error
         try:
             protocol: Any = connection.protocol
+            if body is not None:
+                await body.before_end()
             protocol.set_response_params(skip_payload=is_head, **self._parsing)
             _write(protocol.transport, message)
             protocol.start_timeout()

@@ -115,13 +115,13 @@ class GrpcTransport:
         Raises:
             UpstreamError: no answer of the upstream's; ``retryable`` when it certainly never saw the call.
         """
-        message = request.body
-        if message is None:
-            message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
         timeout_s = self._read_timeout_s if request.timeout_s is None else request.timeout_s
         ends_s = asyncio.get_running_loop().time() + timeout_s
         await self._slots.take(timeout_s, is_again=request.is_again)
         try:
+            message = request.body
+            if message is None:
+                message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
             return await self._call(request, message, ends_s - asyncio.get_running_loop().time())
         finally:
             self._slots.give_back()
@@ -136,7 +136,9 @@ class GrpcTransport:
         except grpc.aio.AioRpcError as error:
             return _ended(error, had_time=call.time_remaining() > 0)
         except grpc.aio.UsageError as error:
-            raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the way to the upstream is closed") from error
+            raise UpstreamError(
+                ErrorCode.UPSTREAM_UNREACHABLE, "the way to the upstream is closed", is_unseen=True
+            ) from error
         except grpc.aio.InternalError as error:
             raise ClientError(ErrorCode.BAD_REQUEST, "the call cannot be written as it is") from error
         if answer is None:
@@ -236,8 +238,15 @@ def _raise_if_ours(code: Any, details: str, *, had_time: bool) -> None:  # noqa:
     if code is not grpc.StatusCode.UNAVAILABLE:
         return
     if details.startswith(("failed to connect to", "errors resolving", "DNS resolution failed")):
-        raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached", retryable=True)
+        raise UpstreamError(
+            ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached", retryable=True, is_unseen=True
+        )
     if details.startswith("Stream removed (") or details in ("Socket closed", "Connection reset by peer"):
         # RFC 9113 §8.7: code 7, REFUSED_STREAM, says that nothing was done. Nothing else does.
         is_refused = "RST_STREAM with error code 7)" in details
-        raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream closed the connection", retryable=is_refused)
+        raise UpstreamError(
+            ErrorCode.UPSTREAM_UNREACHABLE,
+            "the upstream closed the connection",
+            retryable=is_refused,
+            is_unseen=is_refused,
+        )

@@ -126,16 +126,18 @@ class HttpTransport:
             message = self._exchange.message(request, outgoing)
             response: aiohttp.ClientResponse | Received
             if message is None:
-                response = await self._stream(request, outgoing)
+                response = await self._stream(request, outgoing, body)
             else:
-                response = await self._exchange.ask(message, is_head=request.method == hdrs.METH_HEAD)
+                response = await self._exchange.ask(message, body, is_head=request.method == hdrs.METH_HEAD)
             slot.held_by(response)
         if response.status == 101:
             response.close()
             raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
         return UpstreamAnswer(response)
 
-    async def _stream(self, request: Request, outgoing: Framed) -> aiohttp.ClientResponse:
+    async def _stream(self, request: Request, outgoing: Framed, body: Body | None) -> aiohttp.ClientResponse:
+        if body is not None and isinstance(outgoing.content, bytes):
+            await body.before_end()
         return await self._session.request(
             request.method,
             URL(self.origin + request.target, encoded=True),

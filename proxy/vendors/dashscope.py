@@ -18,7 +18,7 @@ _OFF = ("disable", "false")
 
 def precheck(request: Request) -> PassReason | None:
     """Why *request* cannot be keyed, as far as its headers tell; ``None`` when they raise no objection."""
-    if not headers.has_any(request, CREDENTIALS[:2]):
+    if not headers.has_any(request.headers, CREDENTIALS[:2]):
         return PassReason.NO_CREDENTIAL
     if _switched_on(request, b"x-dashscope-async"):
         return PassReason.ASYNC_TASK

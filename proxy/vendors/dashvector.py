@@ -59,6 +59,14 @@ class AnswerForm(Protocol):
         """The answer kept in *row* with our *request_id*, cut to its first *topk* documents if that is given."""
 
 
+SAFE_METHODS = frozenset({"HEAD", "OPTIONS", "TRACE"})
+"""RFC 9110 §9.2.1. GET is not among them: a GET that is no known read may be something else by another name."""
+
+# Nobody has heard the end of it: a gateway's word, a time that has passed, or work that was taken on. Codes in bodies
+# are the vendor's "timeout", "client closed" and "unknown".
+_OPEN_STATUSES = frozenset({408, 499, *range(201, 300), *range(500, 600)})
+_GRPC_OPEN = frozenset({1, 2, 4, 13, 14, 15})  # CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
+_OPEN_CODES = frozenset({408, -998, -999, *range(500, 600)})
 # What the vendor does not know either: probes and scanners must not be able to empty the cache.
 _UNKNOWN_ROUTE = frozenset({404, 405, 501})
 _GRPC_UNKNOWN_ROUTE = 12  # UNIMPLEMENTED
@@ -74,6 +82,7 @@ class VectorWrite:
     scopes: tuple[Scope, ...]
     credential: bytes
     code_of: CodeOf
+    has_credential: bool
 
     @property
     def operation(self) -> str:
@@ -87,10 +96,16 @@ class VectorWrite:
             return Verdict.REFUSED
         if self.scopes == ANYWHERE and (status in _UNKNOWN_ROUTE or grpc_code == _GRPC_UNKNOWN_ROUTE):
             return Verdict.NO_ROUTE
-        code = self.code_of(body) if status == 200 else None
+        if grpc_code:
+            return Verdict.UNKNOWN if grpc_code in _GRPC_OPEN else Verdict.FAILED
+        if status != 200:
+            return Verdict.UNKNOWN if status in _OPEN_STATUSES else Verdict.FAILED
+        code = self.code_of(body)
         if code in judge.REFUSED:
             return Verdict.REFUSED
-        return Verdict.DONE if code == 0 else Verdict.UNKNOWN
+        if code is None or code in _OPEN_CODES:  # without a code it is not the vendor who has spoken
+            return Verdict.UNKNOWN
+        return Verdict.FAILED if code else Verdict.DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +197,9 @@ def credential(lines: HeaderLines) -> bytes:
     return headers.credential(lines, CREDENTIALS)
 
 
-def has_credential(request: Request) -> bool:
+def has_credential(lines: HeaderLines) -> bool:
     """Whether there is somebody to whom an entry could belong."""
-    return headers.has_any(request, CREDENTIALS)
+    return headers.has_any(lines, CREDENTIALS)
 
 
 def identity(request: Request, protocol: bytes, ignored: frozenset[bytes]) -> tuple[bytes, ...]:

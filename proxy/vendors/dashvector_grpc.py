@@ -208,11 +208,13 @@ class DashVectorGrpc:
     def write_of(self, method: str, path: str, headers: HeaderLines) -> VectorWrite | None:  # noqa: ARG002
         """The write that a call is as far as its name and metadata tell; ``None`` for reads."""
         scopes = _written(_method(path), headers)
-        return VectorWrite(scopes, dashvector.credential(headers), code_of) if scopes else None
+        if not scopes:
+            return None
+        return VectorWrite(scopes, dashvector.credential(headers), code_of, dashvector.has_credential(headers))
 
     def precheck(self, request: Request) -> PassReason | None:
         """A reason to pass a read that the metadata alone give."""
-        return None if dashvector.has_credential(request) else PassReason.NO_CREDENTIAL
+        return None if dashvector.has_credential(request.headers) else PassReason.NO_CREDENTIAL
 
     def plan(self, request: Request) -> VectorRead | Pass:
         """What to do with *request*, a read whose message is there."""

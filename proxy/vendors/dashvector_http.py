@@ -12,10 +12,22 @@ from proxy.core.jsontext import Number, Tree
 from proxy.core.plan import Pass, PassReason, Scope
 from proxy.core.request import GRPC, HeaderLines, Request
 from proxy.vendors import dashvector, dashvector_json, headers
-from proxy.vendors.dashvector import ANYWHERE, CATALOG, ENDPOINT, QUERY, STATS, WRITE, VectorRead, VectorWrite
+from proxy.vendors.dashvector import (
+    ANYWHERE,
+    CATALOG,
+    ENDPOINT,
+    QUERY,
+    SAFE_METHODS,
+    STATS,
+    WRITE,
+    VectorRead,
+    VectorWrite,
+)
 from proxy.vendors.dashvector_json import JsonAnswer, code_of
 
 Members = dict[str, Tree]
+
+_OTHER = "other"
 
 _ROOT = "/v1/collections"
 _ONE = _ROOT + "/{c}"
@@ -77,16 +89,22 @@ class DashVectorHttp:
     def operation_of(self, method: str, path: str) -> str:
         """The operation's name in modes, metrics and logs."""
         route = _READS.get((method, _places(path)[0]))
-        return WRITE if route is None else route.operation
+        if route is not None:
+            return route.operation
+        return _OTHER if method in SAFE_METHODS else WRITE
 
     def write_of(self, method: str, path: str, headers: HeaderLines) -> VectorWrite | None:
         """The write that a request is as far as its head tells, which is always enough; ``None`` for reads."""
         scopes = _written(method, path, headers)
-        return VectorWrite(scopes, dashvector.credential(headers), code_of) if scopes else None
+        if not scopes:
+            return None
+        return VectorWrite(scopes, dashvector.credential(headers), code_of, dashvector.has_credential(headers))
 
     def precheck(self, request: Request) -> PassReason | None:
-        """A reason to pass a read that the headers alone give."""
-        if not dashvector.has_credential(request):
+        """A reason to pass what is no write that the headers alone give."""
+        if request.method in SAFE_METHODS:
+            return PassReason.NOT_CACHED
+        if not dashvector.has_credential(request.headers):
             return PassReason.NO_CREDENTIAL
         if headers.accepts_event_stream(request):
             return PassReason.EVENT_STREAM
@@ -147,7 +165,7 @@ def _written(method: str, path: str, lines: HeaderLines) -> tuple[Scope, ...]:
     place, name = _places(path)
     if any(line.lower() in _REDIRECTING for line, _ in lines):
         return ANYWHERE
-    if (method, place) in _READS:
+    if (method, place) in _READS or method in SAFE_METHODS:
         return ()
     if (method, place) not in _WRITES:
         return ANYWHERE

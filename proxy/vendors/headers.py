@@ -110,9 +110,9 @@ def relevant(request: Request, no_effect: frozenset[bytes], prefixes: tuple[byte
     return prefixed(prefixed((name, *kept[name])) for name in sorted(kept))
 
 
-def has_any(request: Request, names: tuple[bytes, ...]) -> bool:
+def has_any(lines: HeaderLines, names: tuple[bytes, ...]) -> bool:
     """Whether one of the headers *names* says anything."""
-    return any(value.strip() for name in names for value in request.values(name))
+    return any(value.strip() for name, value in lines if name.lower() in names)
 
 
 def accepts_event_stream(request: Request) -> bool:

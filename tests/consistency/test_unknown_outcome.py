@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from tests.consistency.calls import PROTOCOLS, Answer, Call, Clients, Door, Protocol, grpc_form, http_form
-from tests.consistency.rig import ANN, CALM, Rig, all_warm, rig
+from tests.consistency.rig import CALM, Rig, all_warm, rig
 from tests.consistency.vendor import Held, Vendor
 from tests.support.fault_proxy import FaultProxy
 from tests.support.raw_client import RawClient, request_bytes
@@ -190,26 +190,6 @@ async def test_c7_a_client_that_leaves_after_forwarding_cuts_neither_the_write_n
     (record,) = pair.vendor.records(name, WRITE)
     assert record.is_executed
     assert not record.is_aborted
-
-
-async def test_c7_a_client_that_leaves_inside_its_body_voids_what_was_known(pair: Rig) -> None:
-    name = pair.vendor.create()
-    read = Call("query_doc", name)
-    await all_warm(pair.doors(), [read], version=1)
-    lines = [(b"dashvector-auth-token", ANN.encode()), (b"Content-Type", b"application/json")]
-    lines.append((b"Content-Length", b"5000"))
-    async with await RawClient.connect(pair.proxy.http_url) as client:
-        names = pair.names("g")
-        tokens = pair.redis.command("MGET", *names)
-        await client.send(request_bytes("POST", f"/v1/collections/{name}/docs/upsert", lines) + b'{"docs": [')
-        # The first step is taken as soon as the head is there.
-        await wait_until(lambda: pair.redis.command("MGET", *names) != tokens, 10.0, "the first new token")
-        await pair.settled()
-        await all_warm(pair.doors(), [read], version=1)
-        pair.vendor.put(name, 2)  # somebody else's half of a body may have been enough for the vendor
-        client.abort()
-    await _until_new(pair, name, 2)
-    assert not any(record.is_executed for record in pair.vendor.records(name, WRITE))
 
 
 async def test_c7_a_deadline_of_the_clients_that_passes_voids_what_was_known(pair: Rig) -> None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.tiers import Found
-from proxy.cache.voidable import VoidableTier
+from proxy.cache.voidable import Effect, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
 from proxy.core.tasks import Tasks
@@ -220,11 +220,13 @@ class World(RuleBasedStateMachine):
         scopes = SCOPES[:1] if is_wide else SCOPES[1:]
 
         async def forward() -> int:
+            if announce:
+                await process.tier.announce(scopes)
             version = await self.turn(self._take)
             await self.turn(lambda: None)  # the answer is on its way
             return version
 
-        taken = await process.tier.writing(scopes, forward, announce=announce, counts=lambda _: True)
+        taken = await process.tier.writing(scopes, forward, effect=lambda _: Effect.KNOWN)
         if taken is None:  # the call was lost
             return
         process.acknowledged, process.epoch = max(process.acknowledged, taken), self.epoch

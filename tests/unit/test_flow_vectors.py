@@ -83,6 +83,9 @@ class Content:
     async def pieces(self) -> AsyncIterator[bytes]:
         yield self._content
 
+    async def before_end(self) -> None:
+        pass
+
 
 @dataclasses.dataclass
 class Reply:
@@ -125,6 +128,8 @@ class Upstream:
     async def send(self, request: Request, body: Any = None) -> Reply:
         if request.body is None and body is not None and not body.is_empty:
             request = dataclasses.replace(request, body=b"".join([piece async for piece in body.pieces()]))
+        elif body is not None:
+            await body.before_end()
         self.sent.append(request)
         if self.gate is not None:
             await self.gate.wait()

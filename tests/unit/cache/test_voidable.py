@@ -8,7 +8,7 @@ import pytest
 
 from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal, Scope
-from proxy.cache.voidable import NotTold, VoidableTier
+from proxy.cache.voidable import Effect, NotTold, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.key import Secret
@@ -104,9 +104,14 @@ class Process:
 
     async def write(self, scopes: tuple[Scope, ...] = (ONE,), *, announce: bool = True, counts: bool = True) -> None:
         async def forward() -> None:
-            pass
+            if announce:
+                await self.tier.announce(scopes)
 
-        await self.tier.writing(scopes, forward, announce=announce, counts=lambda _: counts)
+        await self.tier.writing(scopes, forward, effect=lambda _: effect_of(counts))
+
+
+def effect_of(counts: bool) -> Effect:
+    return Effect.KNOWN if counts else Effect.NONE
 
 
 def marks(found: Found) -> list[str]:
@@ -312,8 +317,12 @@ class Upstream:
 
 
 def writing(process: Process, upstream: Upstream, *, announce: bool = True, counts: bool = True) -> "asyncio.Task[str]":
-    unit = process.tier.writing((ONE,), upstream, announce=announce, counts=lambda _: counts)
-    return asyncio.ensure_future(unit)
+    async def forward() -> str:
+        if announce:
+            await process.tier.announce((ONE,))
+        return await upstream()
+
+    return asyncio.ensure_future(process.tier.writing((ONE,), forward, effect=lambda _: effect_of(counts)))
 
 
 async def test_what_was_kept_is_stale_from_before_the_write_is_forwarded_until_after():

@@ -11,7 +11,7 @@ from proxy.cache.codec import Codec
 from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.cache.voidable import NotTold, VoidableTier
+from proxy.cache.voidable import Effect, NotTold, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.key import Secret
@@ -92,7 +92,7 @@ class Process:
         async def forward() -> None:
             pass
 
-        await self.tier.writing(SCOPES[1:], forward, announce=True, counts=lambda _: True)
+        await self.tier.writing(SCOPES[1:], forward, effect=lambda _: Effect.KNOWN)
 
     async def settled(self) -> Found:
         """A read after the hold."""

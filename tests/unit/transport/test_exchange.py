@@ -49,6 +49,9 @@ class Upload:
     async def pieces(self) -> AsyncIterator[bytes]:
         yield self.content
 
+    async def before_end(self) -> None:
+        pass
+
 
 @contextlib.asynccontextmanager
 async def going_to(upstream: RawUpstream, slots: Slots | None = None) -> AsyncIterator[HttpTransport]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.plan import Pass, Verdict
+from proxy.core.plan import Pass, PassReason, Verdict
 from proxy.core.request import Request
 from proxy.vendors.dashvector import VectorRead, VectorWrite
 from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
@@ -42,6 +42,7 @@ HTTP_READS = {
     ("POST", ONE + "/query_group_by"),
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "Post", "QUERY")
+SAFE = ("HEAD", "OPTIONS", "TRACE")
 
 
 def scopes(method, target, lines=LINES) -> set:
@@ -106,7 +107,11 @@ def test_any_other_spelling_could_be_anything(method, path, spelling):
 @pytest.mark.parametrize("path", sorted({path for _, path in {*HTTP_WRITES, *HTTP_READS}}))
 @pytest.mark.parametrize("method", METHODS)
 def test_any_other_method_could_be_anything(method, path):
-    if (method, path) not in {*HTTP_WRITES, *HTTP_READS}:
+    if method in SAFE:
+        assert DashVectorHttp().write_of(method, path, LINES) is None
+        assert DashVectorHttp().precheck(Request(method, path, LINES, "vectors")) is PassReason.NOT_CACHED
+        assert scopes(method, path, (*LINES, (b"X-HTTP-Method-Override", b"DELETE"))) == {ENDPOINT}
+    elif (method, path) not in {*HTTP_WRITES, *HTTP_READS}:
         assert scopes(method, path) == {ENDPOINT}
 
 
@@ -136,7 +141,10 @@ def test_no_route_is_anything_but_a_known_read_or_a_write_that_covers_it(method,
     asked = Request(method, path, LINES, "vectors", b"" if method == "GET" else b"{}")
     adapter = DashVectorHttp()
     write = adapter.write_of(method, asked.path, LINES)
-    if write is not None:
+    if method in SAFE:
+        assert write is None
+        assert adapter.precheck(asked) is PassReason.NOT_CACHED
+    elif write is not None:
         assert ENDPOINT in write.scopes or path.startswith("/v1/collections/" + write.scopes[0][1])
         assert adapter.operation_of(method, asked.path) == "vector-write"
     else:
@@ -242,7 +250,7 @@ def test_the_two_adapters_want_every_route_between_them():
     ("status", "body", "verdict"),
     [
         (200, b'{"code":0,"request_id":"r"}', Verdict.DONE),
-        (200, b'{"code":-2021}', Verdict.UNKNOWN),
+        (200, b'{"code":-2021}', Verdict.FAILED),
         (200, b'{"code":401}', Verdict.REFUSED),
         (200, b'{"code":0.0}', Verdict.UNKNOWN),
         (200, b'{"code":false}', Verdict.UNKNOWN),
@@ -252,7 +260,17 @@ def test_the_two_adapters_want_every_route_between_them():
         (401, b'{"code":0}', Verdict.REFUSED),
         (403, b"", Verdict.REFUSED),
         (500, b'{"code":0}', Verdict.UNKNOWN),
-        (429, b"", Verdict.UNKNOWN),
+        (429, b"", Verdict.FAILED),
+        (400, b'{"code":0}', Verdict.FAILED),
+        (302, b"", Verdict.FAILED),
+        (202, b'{"code":0}', Verdict.UNKNOWN),
+        (408, b"", Verdict.UNKNOWN),
+        (499, b"", Verdict.UNKNOWN),
+        (502, b"", Verdict.UNKNOWN),
+        (504, b'{"code":0}', Verdict.UNKNOWN),
+        (200, b'{"code":408}', Verdict.UNKNOWN),
+        (200, b'{"code":-999}', Verdict.UNKNOWN),
+        (200, b'{"code":503}', Verdict.UNKNOWN),
     ],
 )
 def test_only_a_refused_credential_leaves_everything_as_it_was(status, body, verdict):
@@ -265,12 +283,14 @@ def test_only_a_refused_credential_leaves_everything_as_it_was(status, body, ver
     [
         (200, 0, b"", Verdict.DONE),
         (200, 0, b"\x0a\x01r", Verdict.DONE),
-        (200, 0, b"\x10\x05", Verdict.UNKNOWN),
+        (200, 0, b"\x10\x05", Verdict.FAILED),
         (200, 0, b"\x10", Verdict.UNKNOWN),
         (502, 16, b"", Verdict.REFUSED),
         (502, 7, b"", Verdict.REFUSED),
         (502, 4, b"", Verdict.UNKNOWN),
         (502, 14, b"", Verdict.UNKNOWN),
+        *((502, code, b"", Verdict.UNKNOWN) for code in (1, 2, 13, 15)),
+        *((502, code, b"", Verdict.FAILED) for code in (3, 5, 6, 8, 9, 10, 11, 12)),
     ],
 )
 def test_a_call_that_ended_badly_may_have_written_unless_the_credential_was_refused(status, code, message, verdict):
@@ -284,7 +304,8 @@ def test_what_the_vendor_does_not_know_either_has_changed_nothing(status):
     adapter = DashVectorHttp()
     assert adapter.write_of("GET", "/favicon.ico", ()).verdict(status, None, b"") is Verdict.NO_ROUTE
     assert adapter.write_of("GET", "/favicon.ico", ()).verdict(200, None, b"") is Verdict.UNKNOWN
-    assert adapter.write_of("POST", ONE + "/docs", LINES).verdict(status, None, b"") is Verdict.UNKNOWN
+    known = adapter.write_of("POST", ONE + "/docs", LINES).verdict(status, None, b"")
+    assert known in (Verdict.FAILED, Verdict.UNKNOWN)
 
 
 def test_a_grpc_method_that_the_vendor_does_not_know_has_changed_nothing():
@@ -293,4 +314,4 @@ def test_a_grpc_method_that_the_vendor_does_not_know_has_changed_nothing():
     assert probe.verdict(502, 12, b"") is Verdict.NO_ROUTE
     assert probe.verdict(502, 14, b"") is Verdict.UNKNOWN
     write = adapter.write_of("GRPC", SERVICE + "insert_doc", METADATA)
-    assert write.verdict(502, 12, b"") is Verdict.UNKNOWN
+    assert write.verdict(502, 12, b"") is Verdict.FAILED
