@@ -171,7 +171,8 @@ async def built(
         heavy=heavy,
         wall=clock.wall,
     )
-    generations = Generations(journal, clock.wall)
+    doubt_s = max(settings.vector.settle_s, settings.vector.unknown_settle_s)
+    generations = Generations(journal, clock.wall, doubt_ms=round(doubt_s * 1000))
     voidable = VoidableTier(
         redis,
         codec,

@@ -280,6 +280,9 @@ class Vector(Section):
     settle_s: Annotated[float, Ge(0), Le(600)] = 2.0
     """After a write nothing is stored for so long: the vendor may not show the write at once.
     ``dashcache settle-probe`` measures it."""
+    unknown_settle_s: Annotated[float, Ge(0), Le(3_600)] = 30.0
+    """The same after a write whose end nobody has heard (a broken connection, a deadline, 5xx, a killed proxy): the
+    vendor may execute it yet. Never shorter than ``settle_s``."""
     strict_writes: bool = False
     """Refuse a write (503) before it is forwarded when Redis cannot be told that answers become stale."""
     auth_lease_s: Annotated[float, Ge(0)] = 60.0

@@ -41,12 +41,15 @@ class Generations:
 
     Tokens are a time and random bits: never a counter, because a counter that was evicted comes back to an old value
     and revives old entries. *wall* gives Unix seconds; a clock behind another replica's costs hits and nothing else,
-    because a token is made later than every other that this process has seen replaced.
+    because a token is made later than every other that this process has seen replaced. *doubt_ms* is how long a write
+    whose end nobody has heard may yet be executed.
     """
 
-    def __init__(self, journal: "Journal", wall: Callable[[], float]) -> None:
+    def __init__(self, journal: "Journal", wall: Callable[[], float], *, doubt_ms: int = 0) -> None:
         self._journal = journal
         self._wall = wall
+        self._doubt_ms = doubt_ms
+        self._doubted_ms: dict[Scope, int] = {}
         self._set_ms: OrderedDict[Scope, int] = OrderedDict()
         self._told_ms: dict[Scope, int] = {}  # by the clock: the times of tokens run ahead of it
         self._floor_ms = 0
@@ -55,6 +58,7 @@ class Generations:
         self._journaled = journal.left_over()
         # Each with the time of the last token made before it was marked: only a later one can make up for it.
         self._untold: dict[Scope, int] = dict.fromkeys(self._journaled, 0)
+        self.doubt(self._journaled)  # whoever left word of them has not heard how they ended
 
     def new_token(self) -> bytes:
         """A token later than any that this process has made."""
@@ -69,14 +73,33 @@ class Generations:
         """
         Whether a write to one of *scopes* that this process has told Redis of was settling *at_ms*, or is so now.
 
-        Redis has holds for this, which it can lose.
+        Redis has holds for this, which it can lose. A write whose end nobody has heard settles for longer.
         """
         time_ms = int(self._wall() * 1000) if at_ms is None else at_ms
+        if self._doubted_ms and any(self._rest_of_doubt_ms(scope, time_ms) for scope in scopes):
+            return True
         told_ms = self._told_ms
         for scope in scopes:  # noqa: SIM110  asked twice for each hit: a generator takes three times as long
             if scope in told_ms and 0 <= time_ms - told_ms[scope] < settle_ms:
                 return True
         return False
+
+    def doubt(self, scopes: Iterable[Scope]) -> None:
+        """Nobody has heard how a write to *scopes* ended: from now on it may be executed for a while."""
+        now_ms = int(self._wall() * 1000)
+        self._doubted_ms = {
+            scope: since_ms for scope, since_ms in self._doubted_ms.items() if self._rest_of_doubt_ms(scope, now_ms)
+        } | dict.fromkeys(scopes, now_ms)
+
+    def hold_ms(self, scopes: Iterable[Scope], settle_ms: int) -> int:
+        """For how long nothing may be kept under *scopes* once Redis is told now: *settle_ms*, or the rest of doubt."""
+        now_ms = int(self._wall() * 1000)
+        return max((settle_ms, *(self._rest_of_doubt_ms(scope, now_ms) for scope in scopes)))
+
+    def _rest_of_doubt_ms(self, scope: Scope, at_ms: int) -> int:
+        since_ms = self._doubted_ms.get(scope)
+        # Not before it began either: the clock may have been set back, and entries of then have other tokens.
+        return 0 if since_ms is None or at_ms < since_ms else max(0, since_ms + self._doubt_ms - at_ms)
 
     def begin(self, scopes: Collection[Scope]) -> None:
         """

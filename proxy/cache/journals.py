@@ -40,7 +40,7 @@ class Claim:
         with _locked(self._folder):
             for number in _journals(self._folder):
                 if number != self._number:
-                    _take_up(self._folder / _JOURNAL.format(number), generations)
+                    _take_up(self._folder / _JOURNAL.format(number), generations, is_dead=False)
             self._adopt(generations)
 
     def adopt(self, generations: Generations) -> None:
@@ -59,7 +59,7 @@ class Claim:
                 continue
             try:
                 path = self._folder / _JOURNAL.format(number)
-                _take_up(path, generations)
+                _take_up(path, generations, is_dead=True)
                 path.unlink()
             finally:
                 os.close(lock)
@@ -118,8 +118,12 @@ def claim(folder: Path, number: int, count: int) -> Claim:
             raise
 
 
-def _take_up(path: Path, generations: Generations) -> None:
-    """Treat the scopes that are open in the journal *path* as writes of this process that Redis was not told of."""
+def _take_up(path: Path, generations: Generations, *, is_dead: bool) -> None:
+    """
+    Treat the scopes that are open in the journal *path* as writes of this process that Redis was not told of.
+
+    Of one who *is dead* nobody will hear how they ended.
+    """
     other = Journal(path)
     try:
         scopes = other.left_over()
@@ -127,6 +131,8 @@ def _take_up(path: Path, generations: Generations) -> None:
         other.close()
     if not scopes:
         return
+    if is_dead:
+        generations.doubt(scopes)
     try:
         generations.begin(scopes)
         generations.not_told(scopes)

@@ -72,6 +72,7 @@ end
 """
 
 # A write: what hangs on the tokens is stale. All or nothing: if the first SET is refused, none has happened.
+# A hold is never made shorter: an earlier write may be of unknown outcome, and settles for longer than this one.
 # KEYS: record, n tokens, n holds. ARGV: n, lifetime of a token in ms, hold in ms, the n new tokens.
 # Answers: the tokens replaced, empty where there was none, and the record.
 VOID = (
@@ -81,7 +82,9 @@ local n, answers = tonumber(ARGV[1]), {}
 for i = 1, n do
   answers[i] = redis.call('GET', KEYS[1 + i]) or ''
   redis.call('SET', KEYS[1 + i], ARGV[3 + i], 'PX', ARGV[2])
-  redis.call('SET', KEYS[1 + n + i], '1', 'PX', ARGV[3])
+  if redis.call('PTTL', KEYS[1 + n + i]) < tonumber(ARGV[3]) then
+    redis.call('SET', KEYS[1 + n + i], '1', 'PX', ARGV[3])
+  end
 end
 answers[n + 1] = advance(KEYS[1])
 return answers

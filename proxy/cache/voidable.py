@@ -145,6 +145,8 @@ class VoidableTier:
             if came is Effect.NONE:
                 self._generations.end(scopes)
             else:
+                if came is Effect.UNKNOWN:
+                    self._generations.doubt(scopes)
                 await asyncio.shield(self._tasks.start(self._void_and_end(scopes)))
 
     async def announce(self, scopes: Sequence[Scope]) -> None:
@@ -277,7 +279,7 @@ class VoidableTier:
                 self._generations.told(scope, self._generations.new_token())
             return True
         tokens = {scope: self._generations.new_token() for scope in scopes}
-        replaced = await self._redis.void(tokens, self._settle_ms)
+        replaced = await self._redis.void(tokens, self._generations.hold_ms(scopes, self._settle_ms))
         self._telemetry.invalidated(replaced is not None)
         if replaced is None:
             return False

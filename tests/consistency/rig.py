@@ -23,6 +23,7 @@ SETTLE_S = 0.03
 Environment = Mapping[str, str]
 CALM: Environment = {
     "DASHCACHE_VECTOR_SETTLE_S": str(SETTLE_S),
+    "DASHCACHE_VECTOR_UNKNOWN_SETTLE_S": str(SETTLE_S),
     # A busy machine must not look like a slow Redis where nothing is wrong with it.
     "DASHCACHE_REDIS_DEADLINE_MS": "2000",
     "DASHCACHE_LIMITS_DRAIN_S": "1",

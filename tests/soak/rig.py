@@ -33,6 +33,7 @@ DIRECT_TOKEN = "sk-dv-soak"
 # Short lifetimes and small tiers, so that everything that grows has reached its bound within minutes.
 ENVIRONMENT = {
     "DASHCACHE_VECTOR_SETTLE_S": str(SETTLE_S),
+    "DASHCACHE_VECTOR_UNKNOWN_SETTLE_S": str(SETTLE_S),
     "DASHCACHE_LIFETIMES_VECTOR_QUERY_S": str(VECTOR_LIFETIME_S),
     "DASHCACHE_LIFETIMES_VECTOR_STATS_S": str(VECTOR_LIFETIME_S),
     "DASHCACHE_LIFETIMES_EMBEDDING_S": "60",

@@ -45,7 +45,7 @@ class Store:
     def void(self, tokens: Mapping[bytes, bytes], hold_ms: int) -> tuple[bytes | None, ...]:
         replaced = tuple(self.tokens.get(scope) for scope in tokens)
         self.tokens.update(tokens)
-        self.holds.update(dict.fromkeys(tokens, self.now_ms + hold_ms))
+        self.holds.update({scope: max(self.holds.get(scope, 0), self.now_ms + hold_ms) for scope in tokens})
         return replaced
 
     def copy(self) -> Self:

@@ -14,7 +14,7 @@ ONE, TWO = b"\x01" * 32, b"\x02" * 32
 
 
 def made(path: Path | None = None, clock: FakeClock | None = None) -> Generations:
-    return Generations(Journal(path), (clock or FakeClock()).wall)
+    return Generations(Journal(path), (clock or FakeClock()).wall, doubt_ms=30_000)
 
 
 @pytest.fixture
@@ -90,6 +90,36 @@ def test_what_is_forgotten_is_not_believed(monkeypatch):
     assert len(process._set_ms) == 3
     assert not any(process.stands(b"%d" % number, old) for number in range(10))
     assert process.stands(b"0", process.new_token())
+
+
+def test_a_write_whose_end_nobody_has_heard_settles_for_longer():
+    clock = FakeClock()
+    process = made(clock=clock)
+    began_ms = int(clock.wall() * 1000)
+    process.doubt([ONE])
+    assert process.hold_ms([TWO], 2_000) == 2_000
+    assert process.hold_ms([TWO, ONE], 2_000) == 30_000
+    process.told(ONE, process.new_token())
+    clock.advance(10)
+    assert process.settles((TWO, ONE), 2_000)
+    assert not process.settles((TWO,), 2_000)
+    assert process.hold_ms([ONE], 2_000) == 20_000
+    clock.advance(19)
+    assert process.hold_ms([ONE], 2_000) == 2_000
+    clock.advance(1.001)
+    assert not process.settles((ONE,), 2_000)
+    assert process.settles((ONE,), 2_000, began_ms + 29_999), "what was stored meanwhile"
+    assert not process.settles((ONE,), 2_000, began_ms - 1)
+    process.doubt([TWO])
+    assert process._doubted_ms.keys() == {TWO}
+
+
+def test_what_a_process_before_left_open_may_be_executed_yet(path):
+    before = made(path)
+    before.begin([ONE])
+    after = made(path)
+    assert after.hold_ms([ONE], 2_000) == 30_000
+    assert after.hold_ms([TWO], 2_000) == 2_000
 
 
 def test_a_write_settles_by_the_clock_however_far_its_token_runs_ahead():
