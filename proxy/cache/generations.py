@@ -134,9 +134,11 @@ class Generations:
         self._close([scope])
 
     def told_since(self, ago_ms: int) -> list[Scope]:
-        """The scopes that Redis was told of in the last *ago_ms*."""
+        """The scopes that Redis was told of in the last *ago_ms*, or of which nobody has heard the end."""
         now_ms = int(self._wall() * 1000)
-        return [scope for scope, told_ms in self._told_ms.items() if 0 <= now_ms - told_ms < ago_ms]
+        settling = [scope for scope, told_ms in self._told_ms.items() if 0 <= now_ms - told_ms < ago_ms]
+        doubted = [scope for scope in self._doubted_ms if self._rest_of_doubt_ms(scope, now_ms)]
+        return list(dict.fromkeys((*settling, *doubted)))
 
     def not_told(self, scopes: Iterable[Scope]) -> None:
         """Redis has yet to be told of *scopes*: they are untold until it has a token made from now on."""

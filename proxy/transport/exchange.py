@@ -15,6 +15,7 @@ from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
+from proxy.core.answer import Body
 from proxy.core.request import HeaderLines, Request
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
