@@ -27,6 +27,7 @@ from proxy.callers import Callers
 from proxy.core.heavy import Heavy
 from proxy.core.key import Secret
 from proxy.core.listening import Port
+from proxy.core.loops import new_id
 from proxy.core.ports import SYSTEM_CLOCK, Clock, ModeSource, PurgeSource
 from proxy.core.tasks import Tasks
 from proxy.data_ports import open_all
@@ -91,6 +92,7 @@ async def serve_worker(
             ports=ports,
             journal=own.journal,
             workers=control.count,
+            own_id=control.own_id,
         )
         async with wired as worker:
             _learn(own, worker.generations)
@@ -149,9 +151,11 @@ async def built(
     ports: Sequence[Port] = (),
     journal: Journal | None = None,
     workers: int = 1,
+    own_id: bytes | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[Worker]:
     """A worker's parts, wired; closed at the end."""
+    own_id = own_id or new_id()
     tasks = Tasks(observer.background_failed)
     purges = purges or LivePurges()
     journal = journal or Journal(None)
@@ -187,9 +191,10 @@ async def built(
     upstreams = settings.all_upstreams()
     slots = {upstream.name: parts.slots(settings, upstream.name, workers, observer) for upstream in upstreams}
     over_http = {
-        upstream.name: parts.transport(settings, upstream.origin, slots[upstream.name]) for upstream in upstreams
+        upstream.name: parts.transport(settings, upstream.origin, slots[upstream.name], own_id)
+        for upstream in upstreams
     }
-    over_grpc = parts.grpc_transports(settings, upstreams, ports, slots)
+    over_grpc = parts.grpc_transports(settings, upstreams, ports, slots, own_id)
     routes = parts.adapters(settings, upstreams)
     standings = Standings(redis, tasks, longest_ms=parts.longest_ms(settings), monotonic=clock.monotonic)
     if redis is not None:
@@ -295,6 +300,7 @@ async def built(
         clients=parts.clients(settings, observer),
         body_idle_s=settings.limits.body_idle_s,
         cache_status_on_pass=settings.cache_status_on_pass,
+        own_id=own_id,
         clock=clock,
     )
     try:

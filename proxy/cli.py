@@ -91,6 +91,7 @@ def try_out() -> None:
 @main.command()
 def check() -> None:
     """Show the effective settings and where each comes from, or every mistake in them (status 2)."""
+    from proxy.settings_circles import circles  # noqa: PLC0415
     from proxy.settings_explain import explain  # noqa: PLC0415
     from proxy.settings_source import load_with_sources  # noqa: PLC0415
 
@@ -99,7 +100,7 @@ def check() -> None:
     except ConfigError as error:
         _fail_with_mistakes(error)
     click.echo(explain(loaded.settings, loaded.sources))
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *circles(loaded.settings)):
         click.echo(f"warning: {warning}", err=True)
 
 

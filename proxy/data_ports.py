@@ -86,7 +86,9 @@ async def open_all(
     served = [
         await listen(settings, front, port, listeners.get(port)) for port in ports if port.protocol in ("http", "https")
     ]
-    return DataPorts(served, await _listen_grpc(settings, flow, observer, ports, max_connections))
+    return DataPorts(
+        served, await _listen_grpc(settings, front, flow, observer, ports, max_connections=max_connections)
+    )
 
 
 async def listen(settings: Settings, front: Front, port: Port, listener: socket.socket | None = None) -> HttpPort:
@@ -97,7 +99,7 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
     """
     server = DataServer(
         front,
-        _intake(settings, port),
+        _intake(settings, port, front.own_id),
         header_bytes=settings.limits.header_bytes,
         header_lines=settings.limits.header_lines,
         keepalive_s=settings.limits.keepalive_s,
@@ -114,7 +116,13 @@ async def listen(settings: Settings, front: Front, port: Port, listener: socket.
 
 
 async def _listen_grpc(
-    settings: Settings, flow: Flow, observer: RequestObserver, ports: Sequence[Port], max_connections: int
+    settings: Settings,
+    http: Front,
+    flow: Flow,
+    observer: RequestObserver,
+    ports: Sequence[Port],
+    *,
+    max_connections: int,
 ) -> "list[GrpcFront]":
     """What answers on the gRPC ports; nothing if there are none."""
     wanted = [port for port in ports if port.protocol in ("grpc", "grpcs")]
@@ -130,6 +138,7 @@ async def _listen_grpc(
         max_connections=max_connections,
         idle_s=settings.limits.keepalive_s,
         connection_s=settings.limits.grpc_connection_s,
+        own_id=http.own_id,
     )
     for port in wanted:
         await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)
@@ -152,7 +161,7 @@ def _ssl_context(settings: Settings) -> ssl.SSLContext:
     return context
 
 
-def _intake(settings: Settings, port: Port) -> Intake:
+def _intake(settings: Settings, port: Port, own_id: bytes) -> Intake:
     upstreams = settings.all_upstreams()
     names = {name: upstream.name for upstream in upstreams for name in upstream.hosts}
     own = {port.host, "localhost", *names}
@@ -163,4 +172,5 @@ def _intake(settings: Settings, port: Port) -> Intake:
         own_names=frozenset(own | {f"{name}:{port.number}" for name in own}),
         decisive=decisive,
         identity=frozenset(name.decode("ascii") for name in IDENTITY),
+        own_id=own_id,
     )

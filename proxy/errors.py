@@ -5,6 +5,7 @@ The errors of the proxy; a small tree.
 
     ProxyError
     |-- ClientError        the request cannot be served as it is: 400 to 505
+    |   `-- LoopError      it came back to where it had been: 508
     |-- UpstreamError      the upstream cannot be asked, or answers nonsense: 502, 503, 504
     `-- ConfigError        start-up only; carries every mistake at once
 
@@ -25,6 +26,7 @@ class ErrorCode(enum.StrEnum):
     NOT_IMPLEMENTED = "NotImplemented"
     VERSION_NOT_SUPPORTED = "VersionNotSupported"
     NOT_IN_CACHE = "NotInCache"
+    LOOP_DETECTED = "LoopDetected"
     UPSTREAM_UNREACHABLE = "UpstreamUnreachable"
     UPSTREAM_TIMEOUT = "UpstreamTimeout"
     UPSTREAM_PROTOCOL = "UpstreamProtocolError"
@@ -53,6 +55,17 @@ class ClientError(ProxyError):
     """The fault is in the request."""
 
     status = 400
+
+
+class LoopError(ClientError):
+    """A request that this proxy has sent to *upstream* has come back to it; RFC 5842 §7.2 has the status for it."""
+
+    status = 508
+
+    def __init__(self, upstream: str) -> None:
+        text = f"the upstream {upstream} leads back to this proxy; look at its URL, at DNS and at the hosts file"
+        super().__init__(ErrorCode.LOOP_DETECTED, text)
+        self.upstream = upstream
 
 
 class UpstreamError(ProxyError):

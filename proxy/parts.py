@@ -82,8 +82,8 @@ def clients(settings: Settings, observer: Observing) -> Clients:
     )
 
 
-def transport(settings: Settings, origin: str, slots: Slots) -> HttpTransport:
-    """The way to *origin* over HTTP."""
+def transport(settings: Settings, origin: str, slots: Slots, own_id: bytes) -> HttpTransport:
+    """The way to *origin* over HTTP; *own_id* is this proxy's in ``CDN-Loop``."""
     limits = settings.upstream
     return HttpTransport(
         origin,
@@ -93,6 +93,7 @@ def transport(settings: Settings, origin: str, slots: Slots) -> HttpTransport:
         keepalive_s=limits.keepalive_s,
         max_line_bytes=settings.limits.header_bytes,
         max_lines=settings.limits.header_lines,
+        own_id=own_id,
     )
 
 
@@ -128,7 +129,11 @@ def batching_rules(settings: Settings) -> Rules:
 
 
 def grpc_transports(
-    settings: Settings, upstreams: Sequence[Upstream], ports: Sequence[Port], slots: Mapping[str, Slots]
+    settings: Settings,
+    upstreams: Sequence[Upstream],
+    ports: Sequence[Port],
+    slots: Mapping[str, Slots],
+    own_id: bytes,
 ) -> "dict[str, GrpcTransport]":
     """For the upstreams that a gRPC port leads to."""
     wanted = {port.upstream for port in ports if port.protocol in ("grpc", "grpcs")}
@@ -142,6 +147,7 @@ def grpc_transports(
             shown(upstream.grpc.host, upstream.grpc.port),
             secure=upstream.grpc.scheme == "https",
             slots=slots[upstream.name],
+            own_id=own_id,
             connect_timeout_s=limits.connect_timeout_s,
             read_timeout_s=limits.read_timeout_s,
         )

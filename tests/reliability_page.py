@@ -57,6 +57,7 @@ SECTIONS = {
         "an order that it did not confirm says so",
         "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
         "and no request; a start that it makes impossible says why",
+        "R20": "A request that comes back to the proxy that sent it is refused at once, and the log says where it went",
     },
     "Vector queries, writes and purges": {
         "C1": "An answer that was in flight across a write is not kept",

@@ -20,7 +20,7 @@ from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import Head, HeaderLines
-from proxy.errors import ClientError, ErrorCode, ProxyError
+from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError
 from proxy.flow import Flow
 from proxy.server.body import IncomingBody
 from proxy.server.connection import Connection
@@ -46,6 +46,9 @@ class RequestObserver(Protocol):
     def background_failed(self, error: BaseException) -> None:
         """Told of a fault of ours; must not raise and must not wait."""
 
+    def came_back(self, upstream: str) -> None:
+        """Told of a request to *upstream* that went in a circle; as above."""
+
 
 class Front:
     """What answers requests on every data port of a worker."""
@@ -62,6 +65,7 @@ class Front:
         clients: Clients,
         body_idle_s: float,
         cache_status_on_pass: bool = False,
+        own_id: bytes = b"",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
@@ -71,6 +75,7 @@ class Front:
         self._observer = observer
         self._error_body = error_body
         self.clients = clients
+        self.own_id = own_id
         self._body_idle_s = body_idle_s
         self._cache_status_on_pass = cache_status_on_pass
         self._clock = clock
@@ -256,6 +261,9 @@ class Front:
         if error.code is ErrorCode.REQUEST_TIMEOUT and isinstance(raw.protocol, Connection):
             raw.protocol.hang_up()
         outcome.state, outcome.detail = CacheState.REFUSED, error.code
+        if isinstance(error, LoopError):
+            outcome.upstream = error.upstream
+            self._observer.came_back(error.upstream)
         outcome.request_id = str(uuid.uuid4())  # the same in the answer and in the log
         answer = self.error_answer(raw.raw_path, error.status, error.code, error.message, outcome.request_id)
         # After a refused request nobody knows where the next one would begin.
@@ -310,4 +318,5 @@ _REASONS = {
     503: "Service Unavailable",
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
+    508: "Loop Detected",
 }

@@ -24,7 +24,7 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import GRPC, HeaderLines, Request
 from proxy.core.tasks import Tasks
-from proxy.errors import ClientError, ErrorCode, ProxyError
+from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError
 from proxy.flow import Flow
 from proxy.server.front import RequestObserver
 from proxy.server.grpc_intake import GrpcIntake
@@ -60,9 +60,11 @@ class GrpcFront:
         max_streams: int = 256,
         min_ping_interval_s: float = 10.0,
         connection_s: float = 30.0,
+        own_id: bytes = b"",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
+        self._own_id = own_id
         self._at_once = at_once
         self._observer = observer
         self._error_lines = error_lines
@@ -76,7 +78,7 @@ class GrpcFront:
         """Serve *upstream* on one port, shared with the other workers; the port's number (0 lets the kernel choose)."""
         credentials = None if tls is None else _credentials(tls)
         server = GrpcServer(
-            _AnyMethod(self, upstream),
+            _AnyMethod(self, upstream, self._own_id),
             self._options,
             tasks=self._tasks,
             on_unreadable=lambda: self._unreadable(upstream),
@@ -147,6 +149,8 @@ class GrpcFront:
     def _refusal(self, error: ProxyError, outcome: Outcome) -> "_Ending":
         """Our own error in the vendor's shape, marked as ours."""
         outcome.state, outcome.detail, outcome.status = CacheState.REFUSED, error.code, error.status
+        if isinstance(error, LoopError):
+            self._observer.came_back(error.upstream)
         outcome.request_id, outcome.grpc_code = str(uuid.uuid4()), _code(error)
         lines = (*self._error_lines(outcome.request_id), (b"x-dashcache-error", error.code.encode("ascii")))
         return _Ending(b"", GrpcStatus(_code(error), f"{error.code}: {error.message}"), metadata_of(lines))
@@ -236,9 +240,9 @@ class _AnyMethod:
     second one, and the library lets a call without any wait until its deadline, and tells nobody.
     """
 
-    def __init__(self, front: GrpcFront, upstream: str) -> None:
+    def __init__(self, front: GrpcFront, upstream: str, own_id: bytes) -> None:
         self._front = front
-        self._intake = GrpcIntake(upstream)
+        self._intake = GrpcIntake(upstream, own_id)
 
     def service(self, details: Any) -> Any:  # noqa: ANN401  grpc.HandlerCallDetails to grpc.RpcMethodHandler
         """A handler that knows the method's name."""
@@ -297,8 +301,16 @@ async def _write(context: Any, ending: _Ending) -> bytes:  # noqa: ANN401
 # grpcio 1.85 takes the number 16 for an unknown code, but not the name.
 _STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 # google.rpc.Code, https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
-_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 3, 4, 12, 13, 14
-_CODES = {500: _INTERNAL, 501: _UNIMPLEMENTED, 502: _UNAVAILABLE, 503: _UNAVAILABLE, 504: _DEADLINE_EXCEEDED}
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _FAILED_PRECONDITION = 3, 4, 9
+_UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 12, 13, 14
+_CODES = {
+    500: _INTERNAL,
+    501: _UNIMPLEMENTED,
+    502: _UNAVAILABLE,
+    503: _UNAVAILABLE,
+    504: _DEADLINE_EXCEEDED,
+    508: _FAILED_PRECONDITION,
+}
 
 
 def _code(error: ProxyError) -> int:

@@ -6,8 +6,9 @@ A client says the same in call after call, so what its metadata mean is remember
 
 from cachetools import LRUCache
 
+from proxy.core import loops
 from proxy.core.request import Head, HeaderLines, held_bytes
-from proxy.errors import ClientError, ErrorCode
+from proxy.errors import ClientError, ErrorCode, LoopError
 from proxy.transport.grpc import Metadata, can_carry, lines_of
 
 _MAX_KNOWN = 1_024
@@ -15,10 +16,11 @@ _MAX_HEAD_BYTES = 4 * 1024
 
 
 class GrpcIntake:
-    """One per port, which is *upstream*'s alone."""
+    """One per port, which is *upstream*'s alone; *own_id* is this proxy's in ``CDN-Loop``."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, own_id: bytes = b"") -> None:
         self.upstream = upstream
+        self._own_id = own_id
         self._known: LRUCache[tuple[str, Metadata], tuple[Head, HeaderLines]] = LRUCache(_MAX_KNOWN)
 
     def head(self, method: str, metadata: Metadata) -> tuple[Head, HeaderLines]:
@@ -34,6 +36,8 @@ class GrpcIntake:
             lines = lines_of(metadata)
         if not all(can_carry(name, value) for name, value in lines):
             raise ClientError(ErrorCode.BAD_REQUEST, "a metadata name or value holds what gRPC does not allow")
+        if loops.has_passed(lines, self._own_id):
+            raise LoopError(self.upstream)
         known = Head(method, self.upstream, ()), lines
         if len(method) + held_bytes(lines) <= _MAX_HEAD_BYTES:
             self._known[method, metadata] = known

@@ -11,8 +11,9 @@ from aiohttp import HttpVersion, hdrs, web
 from aiohttp.http import RawRequestMessage
 from cachetools import LRUCache
 
+from proxy.core import loops
 from proxy.core.request import Head, HeaderLines, Request, end_to_end, ending_here, held_bytes, list_items
-from proxy.errors import ClientError, ErrorCode
+from proxy.errors import ClientError, ErrorCode, LoopError
 
 # RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address, then perhaps a port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -32,7 +33,7 @@ class Intake:
 
     *upstream_of* chooses the upstream; *own_names* are the authorities (host, or host:port) under which clients may
     address this proxy in absolute form; *decisive* picks the lines that can matter to both, or to whoever keys, and
-    *identity* names (lower case) those that say who is asking.
+    *identity* names (lower case) those that say who is asking. *own_id* is this proxy's in ``CDN-Loop``.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Intake:
         own_names: frozenset[str],
         decisive: Callable[[HeaderLines], HeaderLines] = lambda lines: lines,
         identity: frozenset[str] = frozenset(),
+        own_id: bytes = b"",
     ) -> None:
         self._upstream_of = upstream_of
         self._own_names = own_names
         self._decisive = decisive
         self._identity = identity
+        self._own_id = own_id
         self._known: LRUCache[tuple[str, str, HttpVersion, HeaderLines], Head] = LRUCache(_MAX_KNOWN)
 
     def request(self, raw: web.BaseRequest) -> Request:
@@ -82,6 +85,8 @@ class Intake:
             raise ClientError(ErrorCode.BAD_REQUEST, "Connection names a line that says who is asking")
         headers = end_to_end(raw.raw_headers)
         upstream = self._upstream_of(_without_port(authority or host), target.partition("?")[0], headers)
+        if loops.has_passed(headers, self._own_id):  # before anybody waits for it, as it would wait for itself
+            raise LoopError(upstream)
         return Head(target, upstream, ending_here(raw.raw_headers))
 
     def _split(self, target: str) -> tuple[str, str]:

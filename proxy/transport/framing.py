@@ -31,16 +31,16 @@ class Framed(NamedTuple):
     content: bytes | AsyncIterator[bytes]
 
 
-def framed(request: Request, body: Body | None, at_once_bytes: int) -> Framed:
+def framed(request: Request, body: Body | None, at_once_bytes: int, added: HeaderLines = ()) -> Framed:
     """
     *request* with the bytes it has, else with *body*: whole if it is here and not longer than *at_once_bytes*.
 
-    Of lines whose names differ in case only, all get the first's spelling.
+    The lines that we have *added* come last. Of lines whose names differ in case only, all get the first's spelling.
     """
     content = _content(request, body, at_once_bytes)
     if isinstance(content, bytes):
-        return Framed(_lines(request, len(content), is_optional=request.method in _NO_LENGTH), content)
-    return Framed(_lines(request, None if body is None else body.length, is_optional=True), content)
+        return Framed(_lines(request, len(content), added, is_optional=request.method in _NO_LENGTH), content)
+    return Framed(_lines(request, None if body is None else body.length, added, is_optional=True), content)
 
 
 def _content(request: Request, body: Body | None, at_once_bytes: int) -> bytes | AsyncIterator[bytes]:
@@ -54,7 +54,7 @@ def _content(request: Request, body: Body | None, at_once_bytes: int) -> bytes |
     return body.pieces() if body.length is None else _exactly(body.pieces(), body.length)
 
 
-def _lines(request: Request, length: int | None, *, is_optional: bool) -> HeaderLines:
+def _lines(request: Request, length: int | None, added: HeaderLines, *, is_optional: bool) -> HeaderLines:
     """A *length* of ``None`` is not told; one of zero is not either where *is_optional*, unless the client told it."""
     lines: list[tuple[bytes, bytes]] = []
     spellings: dict[bytes, bytes] = {}
@@ -69,6 +69,7 @@ def _lines(request: Request, length: int | None, *, is_optional: bool) -> Header
             wanted = None
     if wanted is not None and (length or not is_optional or request.body is not None):
         lines.append((b"Content-Length", wanted))
+    lines += [(spellings.get(name.lower(), name), value) for name, value in added]
     return tuple(lines)
 
 

@@ -24,6 +24,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 import grpc.aio
 
+from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request
@@ -95,9 +96,11 @@ class GrpcTransport:
         connect_timeout_s: float,
         read_timeout_s: float,
         ping_interval_s: float = 60.0,
+        own_id: bytes = b"",
     ) -> None:
         self.origin = f"{'grpcs' if secure else 'grpc'}://{target}"
         self._read_timeout_s = read_timeout_s
+        self._added: HeaderLines = ((loops.LINE, own_id),) if own_id else ()
         self._slots = slots
         # 443 is the library's own default, and without it ``:authority`` is what the vendor's SDK sends.
         address = target.removesuffix(":443")
@@ -130,7 +133,9 @@ class GrpcTransport:
         method = self._channel.unary_unary(request.target)
         try:
             # No key covers the protocol's own names, so that of a request nothing under them goes up.
-            metadata = metadata_of(tuple(line for line in request.headers if not line[0].startswith(b"grpc-")))
+            metadata = metadata_of(
+                (*(line for line in request.headers if not line[0].startswith(b"grpc-")), *self._added)
+            )
             call = method(message, metadata=metadata, timeout=max(timeout_s, 0), wait_for_ready=False)
             answer: bytes | None = await call
         except grpc.aio.AioRpcError as error:

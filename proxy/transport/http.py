@@ -15,6 +15,7 @@ from aiohttp import hdrs
 from multidict import CIMultiDict
 from yarl import URL
 
+from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
@@ -79,6 +80,7 @@ class HttpTransport:
     """
     Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those.
 
+    Each says in ``CDN-Loop`` that it went through the proxy *own_id*.
     Each takes one of the *slots* until its connection is free again: when the answer was read to its end, or closed.
     """
 
@@ -92,8 +94,10 @@ class HttpTransport:
         keepalive_s: float,
         max_line_bytes: int,
         max_lines: int,
+        own_id: bytes = b"",
     ) -> None:
         self.origin = origin
+        self._added: HeaderLines = ((loops.LINE, own_id),) if own_id else ()
         self._slots = slots
         # No limit of its own: whoever waits there waits without an end, and is seen nowhere.
         connections = Connections(limit=0, keepalive_timeout=keepalive_s, use_dns_cache=True)
@@ -122,7 +126,7 @@ class HttpTransport:
         await self._slots.take(is_again=request.is_again)
         with _Slot(self._slots) as slot:
             WANTS_FRESH.set(request.is_again)
-            outgoing = framed(request, body, MAX_BYTES)
+            outgoing = framed(request, body, MAX_BYTES, self._added)
             message = self._exchange.message(request, outgoing)
             response: aiohttp.ClientResponse | Received
             if message is None:
@@ -161,7 +165,7 @@ class HttpTransport:
                 socket = await self._handshakes.ws_connect(
                     URL(self.origin + request.target, encoded=True),
                     method=request.method,
-                    headers=_headers(framed(request, None, 0).lines),
+                    headers=_headers(framed(request, None, 0, self._added).lines),
                     protocols=protocols,
                     autoping=False,
                     autoclose=False,

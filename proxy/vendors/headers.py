@@ -15,6 +15,7 @@ NO_EFFECT = frozenset(
         b"accept-encoding",  # the answer is kept decoded
         b"b3",
         b"baggage",
+        b"cdn-loop",  # through whom a request came; the door looks at it (``core.loops``)
         b"cache-control",  # an instruction to caches: ``freshness`` obeys it
         b"content-length",
         b"content-type",  # only one kind is keyed at all
@@ -53,7 +54,7 @@ NO_EFFECT_PREFIXES = (
     b"x-stainless-",  # the retry count changes on each retry
 )
 
-_READ_ON_THE_WAY = frozenset({b"accept-encoding", b"cache-control", b"content-type", b"host", b"pragma"})
+_READ_ON_THE_WAY = frozenset({b"accept-encoding", b"cache-control", b"cdn-loop", b"content-type", b"host", b"pragma"})
 """Without effect on an answer, but not on what becomes of a request."""
 
 _IDLE_PREFIXES = NO_EFFECT_PREFIXES

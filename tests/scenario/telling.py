@@ -25,7 +25,7 @@ JSON = (b"Content-Type", b"application/json")
 Lines = tuple[tuple[bytes, bytes], ...]
 
 NO_EFFECT = frozenset(
-    b"accept-encoding b3 baggage cache-control content-length content-type date dnt forwarded host "
+    b"accept-encoding b3 baggage cache-control cdn-loop content-length content-type date dnt forwarded host "
     b"pragma priority sentry-trace traceparent tracestate uber-trace-id user-agent via x-accel-buffering "
     b"x-amzn-trace-id x-cloud-trace-context x-correlation-id x-dashscope-client x-forwarded-for x-forwarded-host "
     b"x-forwarded-port x-forwarded-proto x-forwarded-server x-real-ip x-request-id".split()

@@ -80,9 +80,13 @@ async def wire_rig(**options: str) -> AsyncIterator[WireRig]:
 
 
 def by_name(headers: Iterable[tuple[bytes, bytes]], *without: bytes) -> dict[bytes, list[tuple[bytes, bytes]]]:
-    """Lines grouped by lower-case name, in order within each: all that RFC 9110 §5.3 lets anybody rely on."""
+    """
+    Lines grouped by lower-case name, in order within each: all that RFC 9110 §5.3 lets anybody rely on.
+
+    Without the one line that the proxy adds to each request; ``tests/faults/test_r20_loops.py`` looks at that.
+    """
     found: dict[bytes, list[tuple[bytes, bytes]]] = {}
     for name, value in headers:
-        if name.lower() not in without:
+        if name.lower() not in (*without, b"cdn-loop"):
             found.setdefault(name.lower(), []).append((name, value))
     return found

@@ -41,6 +41,7 @@ class Hello(msgspec.Struct, tag="hello", tag_field="type"):
     rules: tuple[Rule, ...]
     marks: tuple[Mark, ...] = ()
     sockets: tuple[int, ...] = ()
+    own_id: bytes = b""
 
 
 class SetModes(msgspec.Struct, tag="modes", tag_field="type"):
@@ -169,7 +170,7 @@ class WorkerControl:
     ``listen`` runs, ``modes`` follows every switch and ``purges`` every purge; ``drain_s`` is how long running requests
     may take at the end, ``linger_s`` and ``is_replaced`` are as in ``Drain``, ``is_hastened``: there is no time to
     linger after all. ``listeners`` are the sockets to accept on, which outlive this worker; ports without one are for
-    it to bind.
+    it to bind. ``own_id`` is what all workers are called in ``CDN-Loop``.
     """
 
     def __init__(
@@ -183,7 +184,9 @@ class WorkerControl:
         count: int = 1,
         purges: LivePurges | None = None,
         listeners: Mapping[Port, socket.socket] | None = None,
+        own_id: bytes = b"",
     ) -> None:
+        self.own_id = own_id
         self.number = number
         self.count = count
         self.modes = modes

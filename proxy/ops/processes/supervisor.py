@@ -18,6 +18,7 @@ import msgspec
 import proxy
 from proxy.core.key import Secret
 from proxy.core.listening import shown
+from proxy.core.loops import new_id
 from proxy.core.modes import Mode, Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
@@ -247,9 +248,11 @@ class Supervisor:
     ) -> None:
         held = tuple(reserved.port for reserved in ports)
 
+        own_id = new_id()
+
         def hello(settings: msgspec.Raw, number: int) -> Hello:
-            rules, marks = book.held.rules, purges.held.marks
-            return Hello(number, self.state.wanted, settings, held, secret, redis_url, rules, marks)
+            rules, marks, of = book.held.rules, purges.held.marks, self.state.wanted
+            return Hello(number, of, settings, held, secret, redis_url, rules, marks, own_id=own_id)
 
         self._hello_with = lambda settings: functools.partial(hello, msgspec.Raw(settings_to_json(settings)))
         workers = Workers(

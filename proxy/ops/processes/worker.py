@@ -66,6 +66,7 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
         count=hello.workers,
         purges=LivePurges(Marks(hello.marks)),
         listeners=_inherited(hello),
+        own_id=hello.own_id,
     )
     tasks = Tasks(lambda error: logger().error("background_failed", **error_fields(error)))
     control.start(tasks)

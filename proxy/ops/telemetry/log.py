@@ -6,6 +6,7 @@ background; never a text, a vector, a path, a header or a key.
 """
 
 import re
+import time
 from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
@@ -19,6 +20,8 @@ from proxy.settings import Settings
 # The vendor's id can be any text; only what looks like an id is written down.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
+_CIRCLES_EVERY_S = 10.0
+
 
 class Observer:
     """Implements ``core.telemetry.Telemetry``; ``observe`` takes each finished request. Never raises, never waits."""
@@ -27,6 +30,7 @@ class Observer:
         self._metrics = metrics
         self._log_requests = log_requests
         self._hits = Hits(singly=hits_singly, bounds=REQUEST_BUCKETS, tell=self._tell_hits)
+        self._circles, self._tells_circles_s = 0, 0.0
         self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
 
     @classmethod
@@ -140,6 +144,16 @@ class Observer:
     def connection_ended(self, reason: str) -> None:
         """See Telemetry; counted only: how many there are is for strangers to choose."""
         self._metrics.connection_ended(reason)
+
+    def came_back(self, upstream: str) -> None:
+        """See RequestObserver; a circle brings as many as there are requests, so it is told of now and then."""
+        self._circles += 1
+        now_s = time.monotonic()
+        if now_s >= self._tells_circles_s:
+            self._tells_circles_s = now_s + _CIRCLES_EVERY_S
+            hint = "requests to this upstream come back to this proxy: look at its URL, at DNS and at the hosts file"
+            self._log.error("upstream_is_a_circle", upstream=upstream, requests=self._circles, hint=hint)
+            self._circles = 0
 
     def background_failed(self, error: BaseException) -> None:
         """See Telemetry."""
