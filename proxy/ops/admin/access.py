@@ -9,12 +9,14 @@ refused, and a change must be declared as JSON, which a form cannot do.
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from proxy.ops.admin.visitors import Visitor
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.settings import Listen
 from proxy.settings_types import split_address
@@ -106,7 +108,11 @@ def middleware(guard: Guard) -> Middleware:
         response: web.StreamResponse
         try:
             guard.check(request)
+            await request.read()  # at most a few KiB, in the time that a visitor has
+            _visitor(request, Visitor.asked)
             response = await handler(request)
+        except (ConnectionError, web.RequestPayloadError):
+            raise  # the client has gone, or has been shown out
         except Refused as refused:
             response = refused.response()
         except web.HTTPException as error:
@@ -115,9 +121,17 @@ def middleware(guard: Guard) -> Middleware:
             logger().error("admin_failed", **error_fields(error))
             response = Refused(500, "Internal", ("the request could not be answered; the log says more",)).response()
         response.headers.update(SECURITY_HEADERS)
+        # A connection that waits for nothing is one less for those who ask.
+        response.force_close()
+        _visitor(request, Visitor.answered)
         return response
 
     return guarded
+
+
+def _visitor(request: web.Request, told: Callable[[Visitor], None]) -> None:
+    if isinstance(request.protocol, Visitor):
+        told(request.protocol)
 
 
 def _plain_error(error: web.HTTPException) -> web.Response:

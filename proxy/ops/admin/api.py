@@ -17,6 +17,7 @@ from proxy.ops.admin.access import Guard, Refused, document, middleware
 from proxy.ops.admin.health import State, health, redis_state
 from proxy.ops.admin.orders import mode_order, purge_order, reload_order
 from proxy.ops.admin.stats import modes_document, stats
+from proxy.ops.admin.visitors import BACKLOG, VisitedRunner, Visitors
 from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.processes.reload import ReloadRefusedError
 from proxy.ops.switches.book import Book
@@ -28,7 +29,7 @@ from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Settings
 
 _MAX_BODY_BYTES = 16 * 1024
-_KEEPALIVE_S = 75.0
+_LINGER_S = 1.0
 
 
 class Admin:
@@ -44,6 +45,7 @@ class Admin:
         self._metrics = metrics
         self._upstreams = labels.upstream_operations(settings)
         self._runner: web.AppRunner | None = None
+        self.visitors = Visitors()
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.share: Share | None = None
         self.sweep: Sweep | None = None
@@ -67,16 +69,17 @@ class Admin:
                 web.post("/v1/reload", self._reload),
             ]
         )
-        self._runner = web.AppRunner(
+        self._runner = VisitedRunner(
             # A switch that has begun is finished, whether or not its sender waits for the answer.
             app,
+            self.visitors,
             access_log=None,
             handler_cancellation=False,
-            keepalive_timeout=_KEEPALIVE_S,
+            lingering_time=_LINGER_S,
             shutdown_timeout=1.0,
         )
         await self._runner.setup()
-        await web.SockSite(self._runner, bound).start()
+        await web.SockSite(self._runner, bound, backlog=BACKLOG).start()
 
     async def close(self) -> None:
         """Stop serving."""

@@ -25,8 +25,10 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
 from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
+from proxy.ops.admin.visitors import BACKLOG
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
+from proxy.ops.processes.open_files import room_for
 from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
 from proxy.ops.processes.process import SPARING, child_environment, python_module
 from proxy.ops.processes.redis_child import REDIS_PATIENCE, RedisChild, find_program
@@ -51,6 +53,10 @@ REDIS_CONFIG = "redis.conf"
 
 # Of a replaced worker nobody's balancer knows: clients need a moment to bring the request that they were about to send.
 _LINGER_S = 1.0
+_OWN_FILES = 96
+"""Standard streams, listeners, the lock, Redis and its link, and what a start of a child needs for a moment."""
+_WORKER_FILES = 6
+"""Of a worker, and of those before it that still drain: a channel and a handle each."""
 _AGE_SPREAD = 1.1  # gRPC's library spreads the ages of connections by a tenth in both directions
 
 
@@ -178,6 +184,9 @@ class Supervisor:
             address = self._settings.listen.admin
             raise ConfigError([f"listen.admin: cannot listen on {address}: {error.strerror or error}"]) from error
         self.state.admin = shown(host, bound.getsockname()[1])
+        # What is left for looking after children: a visitor must never be the reason why a worker is not replaced.
+        others = _OWN_FILES + self.state.wanted * (_WORKER_FILES + len(self.state.listening)) + BACKLOG
+        admin.visitors.most = room_for(admin.visitors.most, others)
         await admin.start(bound)
 
     async def _redis(self, folder: DataFolder, stack: contextlib.AsyncExitStack) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 import structlog
 
+from proxy.ops.telemetry.log_throttle import Throttle
 from proxy.ops.telemetry.log_writer import LineWriter
 from proxy.settings import Log
 
@@ -133,12 +134,21 @@ class _Route(logging.Handler):
     objects. For asyncio, whose messages are put together before, the first line is its fixed sentence.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = Throttle()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
         template = str(record.msg).partition("\n")[0][:_MAX_TEMPLATE]
+        held_back = self._throttle.passes((record.name, template))
+        if held_back is None:
+            return
         error = record.exc_info[1] if record.exc_info else None
-        fields = error_fields(error) if error is not None else {}
+        fields: dict[str, Any] = dict(error_fields(error)) if error is not None else {}
         log = logger().error if record.levelno >= logging.ERROR else logger().warning
+        if held_back:
+            fields["repeated"] = held_back
         log("library", library=record.name, message=template, **fields)
 
 

@@ -1,5 +1,6 @@
 """The admin API: what it answers, and to whom (reliability S12)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.settings import Listen, Settings, Start
 from proxy.settings_types import SecretText
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 TOKEN = "token-canary-1c9e"
 ROUTES = [
@@ -493,3 +495,77 @@ async def test_trouble_of_ours_is_told_without_its_words(rig: Rig, monkeypatch: 
     assert (answer.status, answer.json["error"]) == (500, "Internal")
     assert "canary" not in answer.text
     assert "Traceback" not in answer.text
+
+
+# --- visitors: connections to the admin listener ---
+
+
+async def _connected(rig: Rig, said: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+    writer.write(said)
+    return reader, writer
+
+
+async def _is_shown_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    try:
+        return await reader.read() == b""
+    except ConnectionResetError:
+        return True
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: 127",
+        b"PUT /v1/mode HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
+async def test_r21_admin_half_a_request_has_a_limited_time(rig: Rig, said: bytes) -> None:
+    rig.admin.visitors.ask_s = 0.1
+    assert await _is_shown_out(*await _connected(rig, said))
+    await wait_until(lambda: len(rig.admin.visitors) == 0)
+
+
+async def test_r21_admin_an_answer_that_nobody_takes_has_a_limited_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def large(_files: MetricFiles) -> bytes:
+        return b"#" * (8 << 20)
+
+    monkeypatch.setattr(MetricFiles, "render", large)
+    rig.admin.visitors.take_s = 0.1
+    _reader, writer = await _connected(rig, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await wait_until(lambda: len(rig.admin.visitors) == 1)
+    await wait_until(lambda: len(rig.admin.visitors) == 0)
+    writer.close()
+
+
+async def test_r21_admin_the_oldest_of_the_address_with_the_most_makes_room(rig: Rig) -> None:
+    rig.admin.visitors.most = 3
+    waiting = [await _connected(rig) for _ in range(3)]
+    await wait_until(lambda: len(rig.admin.visitors) == 3)
+    assert (await rig.ask("GET", "/readyz")).status == 200
+    assert await _is_shown_out(*waiting[0])
+    for reader, writer in waiting[1:]:
+        assert not reader.at_eof()
+        writer.close()
+
+
+async def test_r21_admin_an_order_that_is_carried_out_is_not_shown_out(rig: Rig) -> None:
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        began.set()
+        await ends.wait()
+
+    rig.admin.visitors.most, rig.admin.reload = 1, slow
+    order = Tasks(lambda _: None).start(rig.ask("POST", "/v1/reload", json={}), is_awaited=True)
+    await began.wait()
+    for _ in range(3):
+        assert await _is_shown_out(*await _connected(rig))
+    ends.set()
+    assert (await order).status == 200
