@@ -9,16 +9,14 @@ import json
 import os
 import re
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
 from proxy.errors import ConfigError
+from proxy.near import near
 
 if TYPE_CHECKING:
     from proxy.ops.settle_report import Report
@@ -31,7 +29,6 @@ EXIT_MISTAKES = 2
 _ADMIN_TIMEOUT_S = 5.0
 _RELOAD_TIMEOUT_S = 600.0  # one worker after the other; a start takes a second or two
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  never listened on, only asked
 
 
 class Duration(click.ParamType[float]):
@@ -47,7 +44,29 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * _SECONDS[match[2]]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class OneOf(click.Choice[str]):
+    """One of several words; for another one, the nearest of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Called by click."""
+        if value not in self.choices:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}{near(value, self.choices)}", param, ctx)
+        return str(value)
+
+
+class Commands(click.Group):
+    """Commands; for an unknown one, the nearest of them."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Called by click."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"there is no command {args[0]!r}{near(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dashcache", prog_name="dashcache")
 def main() -> None:
     """A transparent caching proxy for DashScope and DashVector; `check` shows its settings and their sources."""
@@ -107,7 +126,7 @@ def check() -> None:
 def admin_options(command: Command) -> Command:
     """Where the running proxy's admin API is."""
     return click.option(
-        "--admin", metavar="URL", help="Admin API, for example http://127.0.0.1:9180; by default from the settings."
+        "--admin", metavar="URL", help="Admin API, for example http://127.0.0.1:9180; by default the running one's."
     )(command)
 
 
@@ -124,7 +143,7 @@ def scope_options(command: Command) -> Command:
 
 
 @main.command()
-@click.argument("switch", type=click.Choice(["on", "off"]))
+@click.argument("switch", type=OneOf(["on", "off"]))
 @scope_options
 @admin_options
 def bypass(switch: str, **options: Any) -> None:  # noqa: ANN401  click's own
@@ -133,7 +152,7 @@ def bypass(switch: str, **options: Any) -> None:  # noqa: ANN401  click's own
 
 
 @main.command()
-@click.argument("name", metavar="MODE", type=click.Choice(["on", "bypass", "shadow"]))
+@click.argument("name", metavar="MODE", type=OneOf(["on", "bypass", "shadow"]))
 @scope_options
 @admin_options
 def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
@@ -326,67 +345,14 @@ def _ask(
     timeout_s: float = _ADMIN_TIMEOUT_S,
 ) -> tuple[int, dict[str, Any]]:
     """The status and the document that the admin API answers; ends the program when it cannot be had."""
-    url, token = _admin(admin)
-    headers = {"Accept": "application/json"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, headers, method=method)  # noqa: S310  http or https, see _admin
-    # No proxy from the environment and no redirect: the token goes to the address that was named, or nowhere.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-    try:
-        with opener.open(request, timeout=timeout_s) as response:
-            return _read(response.status, response.read(), accept)
-    except urllib.error.HTTPError as error:
-        with error:
-            return _read(error.code, error.read(), accept)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        _fail(f"no answer from {url}: {reason}; is the proxy running? --admin names another address")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Leaves redirects to ``_read``, which refuses them like any unexpected status."""
-
-    def redirect_request(self, *_arguments: Any, **_named: Any) -> None:  # noqa: ANN401  urllib's form
-        return None
-
-
-def _read(status: int, body: bytes, accept: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        _fail(f"status {status}, and not the answer of an admin API; is this the right address?")
-    if status not in accept:
-        _fail("\n".join(document.get("mistakes", [f"status {status}"])))
-    return status, document
-
-
-def _admin(admin: str | None) -> tuple[str, str]:
-    """The admin API's base URL and the token, if one is set."""
-    if admin is not None:
-        parts = urlsplit(admin)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
-            _fail("--admin: must be http://host:port")
-        # Other settings may be wrong or elsewhere: all that is needed then is the token.
-        return f"{parts.scheme}://{parts.netloc}", os.environ.get("DASHCACHE_ADMIN_TOKEN", "").strip()
-    from proxy.settings_source import load  # noqa: PLC0415
-    from proxy.settings_types import split_address  # noqa: PLC0415
+    from proxy.ops.admin.client import NoAnswerError, ask  # noqa: PLC0415
 
     try:
-        listen = load(os.environ).listen
+        return ask(method, path, body, accept, environ=os.environ, admin=admin, timeout_s=timeout_s)
+    except NoAnswerError as error:
+        _fail(str(error))
     except ConfigError as error:
-        _fail_with_mistakes(error)
-    host, port = split_address(listen.admin)
-    if port == 0:
-        _fail("the admin listener has a port of its own choice; name it with --admin")
-    host = _UNSPECIFIED.get(host, host)
-    token = listen.admin_token.reveal() if listen.admin_token is not None else ""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token
+        _fail_with_mistakes(error, "no running proxy was found, and these settings do not say where one is:")
 
 
 def _fail(message: str) -> NoReturn:
@@ -394,8 +360,8 @@ def _fail(message: str) -> NoReturn:
     sys.exit(EXIT_UNHEALTHY)
 
 
-def _fail_with_mistakes(error: ConfigError) -> NoReturn:
-    click.echo("dashcache cannot start with these settings:", err=True)
+def _fail_with_mistakes(error: ConfigError, said: str = "dashcache cannot start with these settings:") -> NoReturn:
+    click.echo(said, err=True)
     for mistake in error.mistakes:
         click.echo(f"  {mistake}", err=True)
     sys.exit(EXIT_MISTAKES)

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from proxy.core.upstream import ALLOWED, ALLOWED_VECTOR
 from proxy.errors import ConfigError
+from proxy.near import near
 from proxy.settings import Profile, Section, Settings, default_data_dir
 from proxy.settings_conflicts import conflicts
 from proxy.settings_types import Like, SecretText
@@ -108,6 +109,18 @@ def load_with_sources(environ: Mapping[str, str], config_dir: Path | None = None
     if settings is None or gathered.mistakes:
         raise ConfigError(gathered.mistakes)
     return Loaded(settings, gathered.sources, tuple(gathered.warnings))
+
+
+def stated_data_dir(environ: Mapping[str, str]) -> Path | None:
+    """Where the data folder is, as far as that can be said with mistakes in everything else."""
+    gathered = _Gathered()
+    gathered.add_files(environ, None)
+    gathered.add_environment(environ)
+    stated = gathered.tree.get("data_dir")
+    try:
+        return Path(stated).expanduser().absolute() if isinstance(stated, str | Path) else None
+    except RuntimeError:
+        return None
 
 
 def environment_names() -> dict[str, SettingPath]:
@@ -346,17 +359,24 @@ def _fault(error: ErrorDetails, path: SettingPath) -> str:
     shown = "" if hidden else f"{value!r:.60} "
     if error["type"] == "value_error":
         return f"{shown}{error['ctx']['error']}"
-    return f"{shown}cannot be used; allowed: {allowed(leaf)}"
+    return f"{shown}cannot be used; allowed: {allowed(leaf)}{'' if hidden else near(value, choices(leaf))}"
+
+
+def choices(leaf: Leaf) -> tuple[str, ...]:
+    """The values of which a setting has one; empty if there is no list of them."""
+    for part in leaf.parts:
+        if get_origin(part) is Literal:
+            return get_args(part)
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            return tuple(member.value for member in part)
+    return ()
 
 
 def allowed(leaf: Leaf) -> str:
     """What may stand in a setting, in words."""
     parts = leaf.parts
-    for part in parts:
-        if get_origin(part) is Literal:
-            return "one of " + ", ".join(get_args(part))
-        if isinstance(part, type) and issubclass(part, enum.Enum):
-            return "one of " + ", ".join(member.value for member in part)
+    if known := choices(leaf):
+        return "one of " + ", ".join(known)
     if bool in parts:
         return "true or false"
     if int in parts or float in parts:

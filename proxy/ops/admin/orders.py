@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from proxy.core.jsontext import Ambiguous, parse
 from proxy.core.modes import Mode
 from proxy.core.purges import EVERY, Extent
+from proxy.near import near
 from proxy.ops.admin.access import Refused
 from proxy.ops.switches.live import EVERYTHING, MAX_REASON
 from proxy.ops.switches.purges import MAX_MODEL, is_model
@@ -16,6 +17,21 @@ from proxy.settings_conflicts import ALWAYS_FORWARDED
 from proxy.vendors import dashvector
 
 LONGEST_S = 366 * 86_400.0
+
+_FAULTS = {
+    "missing": "is missing",
+    "json_invalid": "is not JSON",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_long": "must have at most {max_length} characters",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+}
+"""What pydantic calls a fault, and what a person is told."""
 
 Order = TypeVar("Order", bound=BaseModel)
 
@@ -32,7 +48,7 @@ def _known(name: str, info: ValidationInfo) -> str:
     allowed = context[info.field_name]
     if name not in allowed:
         why = context["of_writes"] if info.field_name == "operation" and name == dashvector.WRITE else "unknown"
-        raise ValueError(f"{why}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{why}; allowed: {', '.join(allowed)}{near(name, allowed) if why == 'unknown' else ''}")
     return name
 
 
@@ -126,7 +142,7 @@ def _read(kind: type[Order], body: bytes, context: Mapping[str, Any]) -> Order:
     except Ambiguous as error:
         raise Refused(400, "BadRequest", (f"the body is not plain JSON: {error}",)) from error
     except ValidationError as invalid:
-        mistakes = [_mistake(kind, error) for error in invalid.errors(include_url=False, include_input=False)]
+        mistakes = [_mistake(kind, error) for error in invalid.errors(include_url=False, include_input=True)]
         raise Refused(400, "BadRequest", tuple(mistakes)) from invalid
 
 
@@ -134,4 +150,16 @@ def _mistake(kind: type[BaseModel], error: Any) -> str:  # noqa: ANN401  pydanti
     where = ".".join(str(part) for part in error["loc"]) or "body"
     if error["type"] == "extra_forbidden":
         return f"{where[:64]}: unknown field; allowed: {', '.join(kind.model_fields)}"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{where[:64]}: {_words(error)}"
+
+
+def _words(error: Any) -> str:  # noqa: ANN401  pydantic's dictionary
+    """What is wrong, in our words."""
+    kind, rule = error["type"], error.get("ctx", {})
+    if kind == "value_error":
+        return str(rule["error"])
+    if kind == "enum":
+        modes = [mode.value for mode in Mode]
+        return f"must be one of {', '.join(modes)}{near(error['input'], modes)}"
+    words = _FAULTS.get(kind, "cannot be used")
+    return words.format(**rule)

@@ -5,6 +5,7 @@ So port 0 becomes one number that all workers share, and nobody else can take th
 Connections only reach sockets that listen: those of the workers' places, see ``place_sockets``.
 """
 
+import errno
 import socket
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 from proxy.core.listening import Port
 from proxy.errors import ConfigError
+from proxy.ops.processes.port_owner import owner_of
 from proxy.settings import Settings
+from proxy.settings_source import environment_names
 from proxy.settings_types import split_address
 
 # After a kill -9 of the supervisor its workers need a moment to see that it is gone and stop listening.
@@ -41,7 +44,7 @@ def reserve_all(settings: Settings) -> list[Reserved]:
         try:
             bound = bind(host, number, shared=True)
         except OSError as error:
-            mistakes.append(f"{listener.name}: cannot listen on {listener.address}: {error.strerror or error}")
+            mistakes.append(cannot_listen(listener.path, listener.name, listener.address, error))
             continue
         address, real_number = bound.getsockname()[:2]
         # gRPC resolves a name to all its addresses, of which only one is held here.
@@ -52,6 +55,16 @@ def reserve_all(settings: Settings) -> list[Reserved]:
             reserved.socket.close()
         raise ConfigError(mistakes)
     return held
+
+
+def cannot_listen(path: tuple[str, ...], name: str, address: str, error: OSError) -> str:
+    """Which setting, by its environment name too, asks for what *error* refuses, and which process is in the way."""
+    by_path = {known: variable for variable, known in environment_names().items()}
+    variable = f" ({by_path[path]})" if path in by_path else ""
+    why = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        why = f"{why}, by {owner_of(split_address(address)[1])}"
+    return f"{name}{variable}: cannot listen on {address}: {why}"
 
 
 def place_sockets(held: Sequence[Reserved]) -> list[socket.socket | None]:

@@ -26,10 +26,11 @@ from proxy.errors import ConfigError
 from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
 from proxy.ops.admin.visitors import BACKLOG
+from proxy.ops.processes import running
 from proxy.ops.processes.channel import Hello, settings_to_json
 from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.processes.open_files import room_for
-from proxy.ops.processes.ports import Reserved, bind, place_sockets, reserve_all
+from proxy.ops.processes.ports import Reserved, bind, cannot_listen, place_sockets, reserve_all
 from proxy.ops.processes.process import SPARING, child_environment, python_module
 from proxy.ops.processes.redis_child import REDIS_PATIENCE, RedisChild, find_program
 from proxy.ops.processes.redis_link import RedisLink
@@ -167,6 +168,8 @@ class Supervisor:
         self._take_up = take_up
         stack.push_async_callback(admin.close)
         await self._start_admin(admin)
+        stack.callback(running.remove, folder.path)
+        self._note_running(folder.path)
         redis_url = await self._redis(folder, stack)
         if redis_url is not None:
             await self._share(redis_url, secret, folder=folder, books=(book, purges), admin=admin, stack=stack)
@@ -181,13 +184,22 @@ class Supervisor:
         try:
             bound = bind(host, port, shared=False)
         except OSError as error:
-            address = self._settings.listen.admin
-            raise ConfigError([f"listen.admin: cannot listen on {address}: {error.strerror or error}"]) from error
+            stated = self._settings.listen.admin
+            raise ConfigError([cannot_listen(("listen", "admin"), "listen.admin", stated, error)]) from error
         self.state.admin = shown(host, bound.getsockname()[1])
         # What is left for looking after children: a visitor must never be the reason why a worker is not replaced.
         others = _OWN_FILES + self.state.wanted * (_WORKER_FILES + len(self.state.listening)) + BACKLOG
         admin.visitors.most = room_for(admin.visitors.most, others)
         await admin.start(bound)
+
+    def _note_running(self, folder: Path) -> None:
+        """Let commands find us, whatever happens to the files that our settings come from."""
+        listen = self._settings.listen
+        token = listen.admin_token.reveal() if listen.admin_token is not None else ""
+        try:
+            running.write(folder, running.Running(os.getpid(), listen.admin, self.state.admin, token))
+        except OSError as error:
+            logger().warning("running_not_noted", error=error.strerror, consequence="commands go by the settings alone")
 
     async def _redis(self, folder: DataFolder, stack: contextlib.AsyncExitStack) -> str | None:
         """The URL of the configured Redis, of one of our own, or none."""

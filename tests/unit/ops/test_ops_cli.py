@@ -297,3 +297,19 @@ def test_a_worker_is_nothing_to_start_by_hand() -> None:
     result = call("worker")
     assert result.exit_code == 2
     assert "worker" not in call("--help").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stat"], "there is no command 'stat'; did you mean stats?"),
+        (["xyz"], "there is no command 'xyz'\n"),
+        (["bypass", "onn"], "'onn' is not one of on, off; did you mean on?"),
+        (["mode", "Bypass"], "'Bypass' is not one of on, bypass, shadow; did you mean bypass?"),
+        (["mode", "7"], "'7' is not one of on, bypass, shadow\n"),
+    ],
+)
+def test_a_word_that_is_nearly_right_is_answered_with_the_right_one(arguments: list[str], said: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
