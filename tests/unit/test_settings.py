@@ -150,7 +150,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, hint: s
     ("name", "value", "fault"),
     [
         ("DASHCACHE_WORKERS", "many", "'many' cannot be used; allowed: a whole number, at least 0, at most 256"),
-        ("DASHCACHE_PROFILE", "prod", "'prod' cannot be used; allowed: one of development, staging, production"),
+        (
+            "DASHCACHE_PROFILE",
+            "prod",
+            "'prod' cannot be used; allowed: one of development, staging, production; did you mean production?",
+        ),
         ("DASHCACHE_START_MODE", "off", "'off' cannot be used; allowed: one of on, bypass, shadow"),
         ("DASHCACHE_LOG_REQUESTS", "2", "'2' cannot be used; allowed: true or false"),
         ("DASHCACHE_BREAKER_RESET_S", "nan", "'nan' cannot be used; allowed: a number, above 0, at most 600"),
