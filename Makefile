@@ -60,7 +60,7 @@ seed: $(VENV)/.dev ## a simulated week of the seed workloads: calls saved, Redis
 bench: $(VENV)/.dev ## the proxy beside its peers, in one run; writes benchmarks/RESULTS.md (docs/performance.md)
 	@$(BIN)/python -m benchmarks.versus
 
-bench-smoke: $(VENV)/.dev ## that the comparison still works, and instructions per hit against their budget
+bench-smoke: $(VENV)/.dev ## that the comparison still works, and instructions per hit and miss against their budget
 	@$(BIN)/python -m benchmarks.versus --smoke
 	@$(BIN)/python -m benchmarks.instructions
 
