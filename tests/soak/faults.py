@@ -14,8 +14,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.consistency.calls import PROTOCOLS
 from tests.soak.history import Excuse, History, Trouble
 from tests.soak.rig import Rig
+from tests.soak.truth import MODEL
 from tests.support.child import send_signal
 from tests.support.fault_proxy import Direction, FaultProxy
 from tests.support.toxics import BlackHole, Latency, ResetPeer, Slicer, Toxic
@@ -24,17 +26,27 @@ from tests.support.waiting import wait_until
 Break = Callable[[Rig, History], AbstractAsyncContextManager[None]]
 """What goes wrong when entered, and ends when left."""
 PAUSED_MS = 2_500
+SEEN_BACK_S = 3.0
+"""For so long a Redis that was set back may go unnoticed."""
+SILENT_CALLS = 2
+"""Of each vendor's, and protocol's; each may be asked for once more after it failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """*excuse*: what no proxy could save from it; *keeps_untold*: Redis cannot be told of writes meanwhile."""
+    """
+    One kind of trouble.
+
+    *excuse*: what no proxy could save from it, for at most *allowance* calls. *keeps_untold*: Redis cannot be told of
+    writes meanwhile, or forgets them.
+    """
 
     name: str
     enter: Break
     excuse: Excuse | None = None
     keeps_untold: bool = False
     longest_s: float = 4.0
+    allowance: int | None = None
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
@@ -56,6 +68,23 @@ async def _dead(rig: Rig, _: History) -> AsyncIterator[None]:
         yield
     finally:
         await rig.aside(rig.redis.restart)
+
+
+@asynccontextmanager
+async def _failed_over(rig: Rig, _: History) -> AsyncIterator[None]:
+    """Connections to the old primary stay open: whoever keeps them hears READONLY for every write."""
+    await rig.aside(rig.fail_over)
+    yield
+
+
+@asynccontextmanager
+async def _set_back(rig: Rig, _: History) -> AsyncIterator[None]:
+    """A crash, and the data of an older snapshot: writes and purges that came after it are not in them."""
+    await rig.aside(rig.redis.command, "SAVE")
+    yield
+    rig.redis.kill()
+    await rig.aside(lambda: rig.redis.restart(empty=False))
+    await asyncio.sleep(SEEN_BACK_S)
 
 
 def _on(line: Callable[[Rig], FaultProxy], toxic: Callable[[], Toxic], direction: Direction) -> Break:
@@ -160,6 +189,15 @@ async def _worker_killed(rig: Rig, _: History) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _worker_hung(rig: Rig, _: History) -> AsyncIterator[None]:
+    proxy = rig.replicas[1].proxy
+    pids = proxy.worker_pids()
+    send_signal(pids[0], signal.SIGSTOP)
+    yield
+    await wait_until(lambda: len(now := proxy.worker_pids()) == len(pids) and pids[0] not in now, 40.0, "a new worker")
+
+
+@asynccontextmanager
 async def _rolled(rig: Rig, _: History) -> AsyncIterator[None]:
     """As an orchestrator does it: out of the load balancer, SIGTERM while calls are under way, back when ready."""
     await rig.aside(rig.sim.control, "PUT", "faults", [{"latency_ms": 400}])
@@ -215,6 +253,8 @@ FAULTS = (
     Fault("Redis paused (CLIENT PAUSE)", _paused, keeps_untold=True),
     Fault("Redis full (OOM)", _full, keeps_untold=True),
     Fault("Redis emptied (FLUSHALL)", _emptied),
+    Fault("Redis failed over, connections open", _failed_over, keeps_untold=True),
+    Fault("Redis set back (crash, older snapshot)", _set_back, keeps_untold=True),
     Fault("upstream 500", _vendor({"error": "internal"}, {"http_status": 500, "grpc_status": "INTERNAL"}), "vendor"),
     Fault(
         "upstream 429",
@@ -244,9 +284,22 @@ FAULTS = (
         _vendor({"wrong": "disconnect"}, {"wrong": "disconnect", "stage": "after"}),
         "upstream line",
     ),
+    Fault(
+        "upstream silent, a few calls",
+        _vendor(
+            {"latency_ms": 90_000, "times": SILENT_CALLS, "model": MODEL},
+            *(
+                {"wrong": "timeout", "times": SILENT_CALLS, "operation": "query_doc", "protocol": protocol}
+                for protocol in PROTOCOLS
+            ),
+        ),
+        "silent call",
+        allowance=3 * 2 * SILENT_CALLS,
+    ),
     Fault("upstream resets", _upstream_resets, "upstream line"),
     Fault("upstream in slices", _upstream_slices),
     Fault("worker killed (SIGKILL)", _worker_killed, "worker killed", longest_s=1.0),
+    Fault("worker hung (SIGSTOP)", _worker_hung, "worker hung", longest_s=1.0),
     Fault("replica restarted (SIGTERM)", _rolled),
     Fault("bypass on and off", _bypassed),
     Fault("purge of everything", _purged, longest_s=1.0),
@@ -257,8 +310,9 @@ FAULTS = (
 class Deck:
     """Draws faults and plays them."""
 
-    def __init__(self, rig: Rig, history: History, seed: int) -> None:
+    def __init__(self, rig: Rig, history: History, seed: int, only: str = "") -> None:
         self._rig, self._history = rig, history
+        self._faults = [fault for fault in FAULTS if only in fault.name]
         self._chance = random.Random(f"faults:{seed}")
         self._left: list[Fault] = []
 
@@ -268,7 +322,7 @@ class Deck:
         while next_s + every_s / 2 < until_s:
             await asyncio.sleep(next_s - time.monotonic())
             if not self._left:
-                self._left = self._chance.sample(FAULTS, len(FAULTS))
+                self._left = self._chance.sample(self._faults, len(self._faults))
             await self.one(self._left.pop(), every_s)
             next_s = max(next_s + every_s, time.monotonic() + 1.0)
 
@@ -278,7 +332,7 @@ class Deck:
         trouble = Trouble(time.monotonic())
         if fault.keeps_untold:
             self._history.troubles.append(trouble)
-        with self._history.spell(fault.name, fault.excuse):
+        with self._history.spell(fault.name, fault.excuse, fault.allowance):
             async with fault.enter(self._rig, self._history):
                 await asyncio.sleep(lasts_s)
         await self._settled(trouble)

@@ -10,6 +10,8 @@ Excuse = Literal[
     "vendor",  # the vendor answers an error, or a wrong answer, of its own
     "upstream line",  # the vendor's answer, or the way to it, breaks off
     "worker killed",  # a worker of replica B got SIGKILL with requests in its hands
+    "worker hung",  # a worker of replica B got SIGSTOP, and was replaced with requests in its hands
+    "silent call",  # the vendor never answers a few calls; whoever asks for the same must not wait for them
 ]
 """Why a call may fail that no proxy could save."""
 
@@ -25,6 +27,8 @@ class Spell:
     excuse: Excuse | None
     began_s: float
     ended_s: float | None = None
+    allowance: int | None = None
+    """How many calls it excuses; None is any number."""
 
     def touches(self, since_s: float, until_s: float) -> bool:
         """Whether a call between these times could have felt it."""
@@ -52,9 +56,9 @@ class History:
     are_leaving: bool = False
 
     @contextmanager
-    def spell(self, name: str, excuse: Excuse | None) -> Iterator[Spell]:
+    def spell(self, name: str, excuse: Excuse | None, allowance: int | None = None) -> Iterator[Spell]:
         """Within the block, this fault is on."""
-        spell = Spell(name, excuse, time.monotonic())
+        spell = Spell(name, excuse, time.monotonic(), allowance=allowance)
         self.spells.append(spell)
         try:
             yield spell
@@ -62,9 +66,13 @@ class History:
             spell.ended_s = time.monotonic()
 
     def excuses(self, excuse: Excuse, since_s: float, until_s: float) -> bool:
-        """Whether a call between these times may have failed for that."""
+        """Whether a call between these times may have failed for that; it is then one of those that may."""
         # Only the last few can reach so far.
-        return any(spell.excuse == excuse and spell.touches(since_s, until_s) for spell in self.spells[-4:])
+        for spell in self.spells[-4:]:
+            if spell.excuse == excuse and spell.touches(since_s, until_s) and spell.allowance != 0:
+                spell.allowance = None if spell.allowance is None else spell.allowance - 1
+                return True
+        return False
 
     def is_untold(self, began_s: float, acknowledged_s: float, read_s: float) -> bool:
         """Whether a replica may not know, at *read_s*, of a write through the other one between the other times."""

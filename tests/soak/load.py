@@ -32,6 +32,8 @@ LEAVING, AT_MOST_S = 0.3, 0.03
 TOKENS = ("sk-dv-ann", "sk-dv-bob")
 LIMIT_S = 20.0
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+CANCELLED = grpc.StatusCode.CANCELLED.value[0]
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 SECOND_LOOK_S = 2.5
 """A stale hit is judged again so much later, when it is known whether Redis had been told of the write."""
 
@@ -79,7 +81,7 @@ class Load:
             async with asyncio.timeout(stays_s):
                 verdict, is_hit = await work
         except TimeoutError:
-            verdict, is_hit = ("left" if stays_s < LIMIT_S else "error: no answer"), None
+            verdict, is_hit = ("left" if stays_s < LIMIT_S else self._unanswered(replica, began_s)), None
         if verdict and not verdict.startswith(NO_BREACH):
             self.breaches.append(Kept(began_s, kind, verdict))
         return Outcome(not verdict, verdict.partition(";")[0] or None, is_hit)
@@ -116,6 +118,8 @@ class Load:
         ours, status = response.headers.get("X-Dashcache-Error"), response.status
         if ours in ("UpstreamUnreachable", "UpstreamProtocolError") and self._is_excused("upstream line", began_s):
             return "inevitable: upstream line"
+        if ours == "UpstreamTimeout" and (verdict := self._silent(began_s)):
+            return verdict
         if ours is None and without_ids(body) in VENDORS_ERRORS and self._is_excused("vendor", began_s):
             return f"vendor's own: HTTP {status}"
         if ours is None and status == 200 and self._is_excused("vendor", began_s):
@@ -124,9 +128,22 @@ class Load:
             return f"wrong: answer; {response.headers.get('Cache-Status')} {body[:300]!r}"
         return f"error: HTTP {status} {ours or ''}; replica {replica.name} {body[:300]!r}"
 
+    def _unanswered(self, replica: Replica, began_s: float) -> str:
+        return self._of_worker(replica, began_s) or self._silent(began_s) or "error: no answer"
+
+    def _of_worker(self, replica: Replica, began_s: float) -> str:
+        """Whether the worker that had the call was killed or hung; empty when it was not."""
+        causes: tuple[Excuse, ...] = ("worker killed", "worker hung")
+        found = (cause for cause in causes if replica.name == "B" and self._is_excused(cause, began_s))
+        return next((f"inevitable: {cause}" for cause in found), "")
+
+    def _silent(self, began_s: float) -> str:
+        """Whether it may have been one of the few calls that the vendor never answered; empty when not."""
+        return "inevitable: silent call" if self._is_excused("silent call", began_s) else ""
+
     def _broken(self, replica: Replica, began_s: float, error: Exception) -> str:
-        if replica.name == "B" and self._is_excused("worker killed", began_s):
-            return "inevitable: worker killed"
+        if verdict := self._of_worker(replica, began_s):
+            return verdict
         if isinstance(error, aiohttp.ClientPayloadError) and self._is_excused("upstream line", began_s):
             return "inevitable: upstream line"
         return f"error: {type(error).__name__}; replica {replica.name} {error}"
@@ -192,6 +209,9 @@ class Load:
             return None, f"vendor's own: {what}"
         if answer.status in (502, UNAVAILABLE) and self._is_excused("upstream line", began_s):
             return None, "inevitable: upstream line"
-        if answer.status == UNAVAILABLE and replica.name == "B" and self._is_excused("worker killed", began_s):
-            return None, "inevitable: worker killed"
+        if answer.status in (UNAVAILABLE, CANCELLED) and (verdict := self._of_worker(replica, began_s)):
+            return None, verdict
+        if answer.status in (504, DEADLINE_EXCEEDED):
+            cause = self._of_worker(replica, began_s) or self._silent(began_s)
+            return None, cause or f"error: {what}; replica {replica.name} {answer}"
         return None, f"error: {what}; replica {replica.name} {answer}"

@@ -36,6 +36,9 @@ What is no breach, and why:
   first byte on a kept connection is asked once more; a write never is.
 - *inevitable: worker killed*: a worker of replica B got SIGKILL with the request in its hands, and nobody is left to
   answer.
+- *inevitable: worker hung*: a worker of replica B was stopped (SIGSTOP) and replaced, with the request in its hands.
+- *inevitable: silent call*: the vendor never answered this very call. Others that ask for the same do not wait for it:
+  no more calls end so than the vendor left unanswered, those included that were asked once more.
 - *left*: the client itself went away before its answer.
 - Hits older than a write that Redis could not be told of ({excused} here): within their lifetime, and only through
   the replica that did not see the write, until Redis was told.

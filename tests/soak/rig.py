@@ -91,6 +91,9 @@ class Rig:
     """What the load and the faults have to do with."""
 
     redis: RedisServer
+    """The one that the line leads to."""
+    standby: RedisServer
+    """Its replica, which takes its place in a failover."""
     sim: ProcessSim
     redis_line: FaultProxy
     scope_line: FaultProxy
@@ -127,6 +130,13 @@ class Rig:
 
         await wait_until(is_settled, SETTLED_S, "every replica to have told Redis all")
 
+    def fail_over(self) -> None:
+        """The standby becomes the primary, and the other its replica; connections to the old one stay open."""
+        self.standby.command("REPLICAOF", "NO", "ONE")
+        self.redis.command("REPLICAOF", "127.0.0.1", self.standby.port)
+        self.redis, self.standby = self.standby, self.redis
+        self.redis_line.lead_to(self.redis.url)
+
     async def untold(self) -> int:
         """How many writes Redis was not told of at once, so far."""
         return sum(int(one["invalidations"]["untold"]) for one in await self.stats())
@@ -147,9 +157,13 @@ async def rig(seed: int) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(ThreadPoolExecutor(1))
         # Bounded, as a shared Redis is; what falls out of it is a miss.
-        redis = RedisServer(["maxmemory 64mb", "maxmemory-policy allkeys-lru"])
-        stack.enter_context(closing(redis))
+        redis, standby = (
+            stack.enter_context(closing(RedisServer(["maxmemory 64mb", "maxmemory-policy allkeys-lru"])))
+            for _ in range(2)
+        )
         redis.start()
+        standby.start()
+        standby.command("REPLICAOF", "127.0.0.1", redis.port)
         sim = stack.enter_context(sim_process(*SIMULATOR))
         grpc_port = int(sim.grpc_address.rpartition(":")[2])
         lines = [
@@ -175,7 +189,7 @@ async def rig(seed: int) -> AsyncIterator[Rig]:
             replicas.append(replica)
         clients = Clients()
         stack.push_async_callback(clients.close)
-        yield Rig(redis, sim, lines[0], lines[1], lines[2], lines[3], replicas, clients, thread)
+        yield Rig(redis, standby, sim, lines[0], lines[1], lines[2], lines[3], replicas, clients, thread)
 
 
 async def _closed(replica: Replica) -> None:

@@ -46,11 +46,11 @@ class Soaked:
         return self.report.errors
 
 
-async def soak(seconds: float, rate: float, every_s: float, seed: int) -> Soaked:
-    """Load for *seconds* at *rate* calls a second, a fault every *every_s* seconds."""
+async def soak(seconds: float, rate: float, every_s: float, seed: int, only: str = "") -> Soaked:
+    """Load for *seconds* at *rate* calls a second, a fault every *every_s* seconds: one that has *only* in its name."""
     async with rig(seed) as made:
         history = History()
-        load, watch, deck = Load(made, history, seed), Watch(made), Deck(made, history, seed)
+        load, watch, deck = Load(made, history, seed), Watch(made), Deck(made, history, seed, only)
         await load.prepare()
         await run_open_loop(load.call, rate, duration_s=min(WARM_UP_S, seconds))
         load.kinds.clear()

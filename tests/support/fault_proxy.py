@@ -146,6 +146,10 @@ class FaultProxy:
             sock=self._reservation.listen(),
         )
 
+    def lead_to(self, target: int | str | Path) -> None:
+        """Connect whoever comes from now on to *target*; open connections stay where they lead, as after a failover."""
+        self._target = _place(target)
+
     def add(self, toxic: Toxic, direction: Direction = Direction.TO_CLIENT) -> Toxic:
         """Switch *toxic* on for bytes in this *direction*; returned for `remove`."""
         self._toxics.append((toxic, direction))
