@@ -1,9 +1,10 @@
 """
-How many instructions a hit and a miss take, counted by callgrind and held against ``budget.toml``, as no clock is quiet enough.
+How many instructions a hit and a miss take, counted by callgrind and held against ``budget.toml``: no clock is quiet.
 
-``python -m benchmarks.instructions``: 1 if one of them takes more than its budget and the tolerance; ``--write`` records what
+``python -m benchmarks.instructions``: 1 if one takes more than its budget and the tolerance; ``--write`` records what
 was found. Requests go through the server's own connection objects with nothing in the place of a socket, logging and
-metrics as in production; the upstream, in the same process, has its answers ready. Python's own work is most of it, so budgets hold for one version of Python.
+metrics as in production; the upstream, in the same process, has its answers ready. Python's own work is most of it, so
+budgets hold for one version of Python.
 """
 
 import argparse
@@ -99,12 +100,12 @@ async def _workload() -> None:
         for _ in range(200):  # what comes singly within a window is over then
             await ask(request())
             await asyncio.sleep(0)
-        for phase in _COUNTED:
+        for phase, count in _COUNTED.items():
             for number in range(1, _WARM if phase == "miss" else 1):
                 await miss(number)
             print("ready", flush=True)
             sys.stdin.readline()
-            for number in range(_COUNTED[phase]):
+            for number in range(count):
                 if phase == "miss":
                     await miss(_WARM + number)
                 else:
