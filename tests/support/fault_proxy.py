@@ -196,10 +196,6 @@ class FaultProxy:
                 line.cut(by_reset=False)
                 task.cancel()
 
-    def lead_to(self, target: int | str | Path) -> None:
-        """From now on connections go to *target*, as a name that has moved; those that are open stay as they are."""
-        self._target = _place(target)
-
     async def _dial(self) -> tuple[wire.PatientReader, asyncio.StreamWriter]:
         loop = asyncio.get_running_loop()
         reader = wire.PatientReader(limit=READ_SIZE)
