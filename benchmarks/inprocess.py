@@ -60,8 +60,16 @@ class Recorder:
         if failed:
             self.failures.append(f"{failed} of {entries + failed} stores failed")
 
+    def refreshed(self, is_fresh: bool, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        if not is_fresh:
+            self.failures.append("a refresh brought nothing")
+
     def upstream_refused(self, upstream: str, reason: str) -> None:
         self.failures.append(f"{upstream} busy: {reason}")
+
+    def flight_overdue(self, operation: str) -> None:
+        self.failures.append(f"{operation}: a flight was overdue")
 
     def batched(self, items: int, is_right: bool) -> None:
         if not is_right:

@@ -2,7 +2,9 @@
 
 import pytest
 
+from benchmarks.inprocess import Recorder
 from benchmarks.seed_workload import week
+from proxy.core.telemetry import Telemetry
 
 
 @pytest.mark.timeout(300)
@@ -19,3 +21,8 @@ async def test_a_week_of_the_seed_workload_saves_nine_calls_in_ten_and_fits_its_
     assert result.saved >= 0.90
     assert result.redis_entries == texts
     assert result.redis_bytes <= most_bytes
+
+
+def test_its_observer_hears_of_all_that_the_proxys_own_does() -> None:
+    events = {name for name in vars(Telemetry) if not name.startswith("_")}
+    assert events <= set(dir(Recorder))
