@@ -211,7 +211,11 @@ async def built(
         standings=standings,
     )
     ways = Upstreams(
-        lambda request: parts.way(request, over_http, over_grpc), callers, clock, settings.flights.deadline_s
+        lambda request: parts.way(request, over_http, over_grpc),
+        callers,
+        clock,
+        settings.flights.deadline_s,
+        observer.call_ended,
     )
     lock_times = LockTimes(settings.flights.lock_s)
     negatives = Negatives(parts.negative_lifetimes_s(settings), clock.monotonic)
@@ -289,7 +293,8 @@ async def built(
         heavy=heavy,
         clock=clock,
     )
-    bridge = Bridge({each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"})
+    bridged = {each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"}
+    bridge = Bridge(bridged, observer.call_ended)
     front = Front(
         flow=flow,
         at_once=at_once,

@@ -27,6 +27,7 @@ from proxy.core.plan import NotStorable, Read, Refusal
 from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import Request
+from proxy.core.trouble import CallEnded, ignored
 from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
@@ -198,8 +199,16 @@ class Landing:
 class Upstreams:
     """Sends requests on, and notes whom an upstream refuses; a read has *deadline_s* for all of its answer."""
 
-    def __init__(self, transport_of: TransportOf, callers: Callers, clock: Clock, deadline_s: float) -> None:
+    def __init__(
+        self,
+        transport_of: TransportOf,
+        callers: Callers,
+        clock: Clock,
+        deadline_s: float,
+        call_ended: CallEnded = ignored,
+    ) -> None:
         self.transport_of = transport_of
+        self._call_ended = call_ended
         self._callers = callers
         self._clock = clock
         self._deadline_s = deadline_s
@@ -213,10 +222,13 @@ class Upstreams:
         except UpstreamError as error:
             if error.code is ErrorCode.UPSTREAM_BUSY:
                 outcome.upstream_calls -= 1  # refused by us: it was not called
+            if error.trouble is not None:
+                self._call_ended(request.upstream, error.trouble)
             raise
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status if reply.grpc_status is None else reply.grpc_status.as_http
+        self._call_ended(request.upstream, outcome.upstream_status)
         code = reply.grpc_status.code if reply.grpc_status is not None else None
         if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells
             try:

@@ -15,6 +15,8 @@ where the foreign library is called, and nowhere else.
 
 import enum
 
+from proxy.core.trouble import Trouble
+
 
 class ErrorCode(enum.StrEnum):
     """Stable names for our own errors: body ``code``, log value, metric label."""
@@ -73,6 +75,8 @@ class UpstreamError(ProxyError):
     The fault is between us and the upstream; ``retryable`` when not a byte of an answer was seen.
 
     ``is_unseen``: the request was ready to be sent, and the upstream has certainly not seen it all the same.
+
+    *trouble* is the upstream's; without it the fault is ours, as when there is no turn.
     """
 
     status = 502
@@ -85,10 +89,12 @@ class UpstreamError(ProxyError):
         *,
         retryable: bool = False,
         is_unseen: bool = False,
+        trouble: Trouble | None = None,
     ) -> None:
         super().__init__(code, message, status)
         self.retryable = retryable
         self.is_unseen = is_unseen
+        self.trouble = trouble
 
 
 class ConfigError(Exception):

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from proxy.core.outcome import Outcome
+from proxy.core.trouble import Trouble
 
 
 class Telemetry(Protocol):
@@ -31,6 +32,9 @@ class Telemetry(Protocol):
 
     def invalidated(self, told: bool) -> None:
         """A write made answers stale; *told*: Redis knows. If not, this process reads none of them until it does."""
+
+    def call_ended(self, upstream: str, end: int | Trouble) -> None:
+        """A call to *upstream* ended: with an answer of this HTTP status, or without one, for this trouble."""
 
     def upstream_refused(self, upstream: str, reason: str) -> None:
         """A request got no turn at *upstream*: the line was full, or it had waited long enough."""

@@ -15,7 +15,8 @@ from aiohttp import WSMsgType, hdrs, web
 from proxy.core.answer import Answer
 from proxy.core.outcome import Outcome
 from proxy.core.request import Request
-from proxy.errors import ClientError, ErrorCode
+from proxy.core.trouble import CallEnded, ignored
+from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.http import HttpTransport, UpstreamAnswer, handshake_lines
 
 _HANDSHAKE = frozenset(
@@ -33,8 +34,9 @@ class Bridge:
     by nobody, and so could change something unnoticed.
     """
 
-    def __init__(self, transports: Mapping[str, HttpTransport]) -> None:
+    def __init__(self, transports: Mapping[str, HttpTransport], call_ended: CallEnded = ignored) -> None:
         self._transports = transports
+        self._call_ended = call_ended
         self._open: set[tuple[Side, Side]] = set()
 
     def serves(self, upstream: str) -> bool:
@@ -59,9 +61,15 @@ class Bridge:
         )
         lines = tuple(line for line in request.headers if line[0].lower() not in _HANDSHAKE)
         outcome.upstream_calls = 1
-        upstream = await self._transports[request.upstream].websocket(
-            dataclasses.replace(request, headers=lines), offered
-        )
+        try:
+            upstream = await self._transports[request.upstream].websocket(
+                dataclasses.replace(request, headers=lines), offered
+            )
+        except UpstreamError as error:
+            if error.trouble is not None:
+                self._call_ended(request.upstream, error.trouble)
+            raise
+        self._call_ended(request.upstream, upstream.status if isinstance(upstream, UpstreamAnswer) else 101)
         if isinstance(upstream, UpstreamAnswer):
             outcome.upstream_status = upstream.status
             return Answer(upstream.status, upstream.reason, upstream.headers, upstream, upstream.length)

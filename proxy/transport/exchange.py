@@ -17,6 +17,7 @@ from yarl import URL
 
 from proxy.core.answer import Body
 from proxy.core.request import HeaderLines, Request
+from proxy.core.trouble import Trouble
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
 from proxy.transport.framing import Framed
@@ -121,7 +122,8 @@ class Exchange:
                     return Received(head, content, connection)
         except HttpProcessingError as error:
             connection.close()
-            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's answer is not valid HTTP") from error
+            text = "the upstream's answer is not valid HTTP"
+            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, text, trouble=Trouble.PROTOCOL) from error
         except BaseException:
             connection.close()
             raise

@@ -28,6 +28,7 @@ from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request
+from proxy.core.trouble import Trouble
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.slots import Slots
 
@@ -147,7 +148,8 @@ class GrpcTransport:
         except grpc.aio.InternalError as error:
             raise ClientError(ErrorCode.BAD_REQUEST, "the call cannot be written as it is") from error
         if answer is None:
-            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's call ended well, but without a message")
+            text = "the upstream's call ended well, but without a message"
+            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, text, trouble=Trouble.PROTOCOL)
         status = GrpcStatus(initial=lines_of(await call.initial_metadata()))
         return GrpcReply(answer, lines_of(await call.trailing_metadata()), status)
 
@@ -237,21 +239,36 @@ def _ended(error: Any, *, had_time: bool) -> GrpcReply:  # noqa: ANN401  grpc.ai
 def _raise_if_ours(code: Any, details: str, *, had_time: bool) -> None:  # noqa: ANN401
     """Messages name no address, as the library's do."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not had_time:
-        raise UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504)
+        text = "the upstream did not answer in time"
+        raise UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, text, 504, trouble=Trouble.TIMEOUT)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "CLIENT: " in details:
         raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's answer, or the call, is too large")
     if code is not grpc.StatusCode.UNAVAILABLE:
         return
     if details.startswith(("failed to connect to", "errors resolving", "DNS resolution failed")):
-        raise UpstreamError(
-            ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached", retryable=True, is_unseen=True
-        )
+        text, trouble = "the upstream cannot be reached", _unconnected(details)
+        raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, text, retryable=True, is_unseen=True, trouble=trouble)
     if details.startswith("Stream removed (") or details in ("Socket closed", "Connection reset by peer"):
         # RFC 9113 §8.7: code 7, REFUSED_STREAM, says that nothing was done. Nothing else does.
         is_refused = "RST_STREAM with error code 7)" in details
+        text = "the upstream closed the connection"
         raise UpstreamError(
-            ErrorCode.UPSTREAM_UNREACHABLE,
-            "the upstream closed the connection",
-            retryable=is_refused,
-            is_unseen=is_refused,
+            ErrorCode.UPSTREAM_UNREACHABLE, text, retryable=is_refused, is_unseen=is_refused, trouble=Trouble.CLOSED
         )
+
+
+_UNCONNECTED = (
+    ("errors resolving", Trouble.UNKNOWN_HOST),
+    ("DNS resolution failed", Trouble.UNKNOWN_HOST),
+    ("Connection refused", Trouble.REFUSED),
+    ("handshake failed", Trouble.TLS),
+    ("Handshake read failed", Trouble.TLS),
+    ("timed out", Trouble.CONNECT_TIMEOUT),
+    ("Failed parsing HTTP/2", Trouble.PROTOCOL),
+    ("Connection reset", Trouble.CLOSED),
+)
+"""What stands in the library's words about a connection that did not come about (grpcio 1.85); the first that fits."""
+
+
+def _unconnected(details: str) -> Trouble:
+    return next((trouble for words, trouble in _UNCONNECTED if words in details), Trouble.UNREACHABLE)

@@ -6,6 +6,7 @@ proxies from the environment, decompression, header lines of its own, and re-sen
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
+from proxy.core.trouble import Trouble
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import WANTS_FRESH, Connections
 from proxy.transport.exchange import MAX_BYTES, Exchange, Received
@@ -136,7 +138,8 @@ class HttpTransport:
             slot.held_by(response)
         if response.status == 101:
             response.close()
-            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream switched protocols unasked")
+            text = "the upstream switched protocols unasked"
+            raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, text, trouble=Trouble.PROTOCOL)
         return UpstreamAnswer(response)
 
     async def _stream(self, request: Request, outgoing: Framed, body: Body | None) -> aiohttp.ClientResponse:
@@ -285,12 +288,38 @@ async def _unclosed(response: aiohttp.ClientResponse | Received) -> AsyncIterato
 def _translated(error: BaseException) -> UpstreamError:
     """The one table from aiohttp's exceptions to ours; messages name no address and no header."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not accept a connection in time", 504)
+        text = "the upstream did not accept a connection in time"
+        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, text, 504, trouble=Trouble.CONNECT_TIMEOUT)
     if isinstance(error, (aiohttp.ServerTimeoutError, TimeoutError, asyncio.TimeoutError)):
-        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504)
+        text = "the upstream did not answer in time"
+        return UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, text, 504, trouble=Trouble.TIMEOUT)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
+        trouble = _unconnected(error)
+        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, _UNCONNECTED_TEXTS[trouble], trouble=trouble)
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError)):
-        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "the upstream closed the connection", retryable=True)
+        text = "the upstream closed the connection"
+        return UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, text, retryable=True, trouble=Trouble.CLOSED)
     # ClientResponseError here means a malformed answer, not a status; ClientPayloadError a body that broke off.
-    return UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, "the upstream's answer is not valid HTTP, or broke off")
+    text = "the upstream's answer is not valid HTTP, or broke off"
+    return UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, text, trouble=Trouble.PROTOCOL)
+
+
+_UNCONNECTED_TEXTS = {
+    Trouble.UNKNOWN_HOST: "the upstream's name has no address",
+    Trouble.REFUSED: "the upstream cannot be reached: it refuses connections",
+    Trouble.TLS: "the upstream's TLS is refused: its certificate, or what it speaks",
+    Trouble.UNREACHABLE: "the upstream cannot be reached",
+}
+
+
+def _unconnected(error: aiohttp.ClientConnectorError) -> Trouble:
+    """Why there is no connection."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Trouble.UNKNOWN_HOST
+    # What answers a TLS handshake by closing comes as an operating system's error, after the connection was made.
+    if isinstance(error, aiohttp.ClientSSLError) or (
+        error._conn_key.is_ssl  # noqa: SLF001  aiohttp shows it in no other way
+        and isinstance(error.os_error, (ConnectionResetError, BrokenPipeError, ssl.SSLError))
+    ):
+        return Trouble.TLS
+    return Trouble.REFUSED if isinstance(error.os_error, ConnectionRefusedError) else Trouble.UNREACHABLE

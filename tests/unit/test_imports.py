@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # package -> what of ours it may import, and which third-party modules
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"core"}, set()),
-    "errors": (set(), set()),
+    "errors": ({"core"}, set()),
     "vendors": ({"core", "errors", "vendors"}, {"orjson", "msgspec", "numpy"}),
     "cache": ({"core", "errors", "cache"}, {"orjson", "numpy", "cachetools", "pybreaker", "redis", "hiredis"}),
     "transport": ({"core", "errors", "transport"}, {"aiohttp", "grpc", "multidict", "yarl"}),

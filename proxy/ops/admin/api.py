@@ -14,9 +14,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.core.modes import Rule
 from proxy.ops.admin.access import Guard, Refused, document, middleware
-from proxy.ops.admin.health import State, health, redis_state
+from proxy.ops.admin.health import State, health, redis_state, upstream_state
 from proxy.ops.admin.orders import mode_order, purge_order, reload_order
-from proxy.ops.admin.stats import modes_document, stats
+from proxy.ops.admin.stats import failing_since, modes_document, stats
 from proxy.ops.admin.visitors import BACKLOG, VisitedRunner, Visitors
 from proxy.ops.processes.redis_sweep import Sweep
 from proxy.ops.processes.reload import ReloadRefusedError
@@ -87,7 +87,9 @@ class Admin:
             await self._runner.cleanup()
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        status, body = await health(self._state)
+        totals = await self._metrics.totals()
+        upstreams = {name: upstream_state(failing_since(totals, name)) for name in self._upstreams}
+        status, body = await health(self._state, upstreams)
         return document(body, status)
 
     async def _readyz(self, _request: web.Request) -> web.Response:

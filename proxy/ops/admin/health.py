@@ -2,11 +2,12 @@
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.core.listening import Port
+from proxy.core.trouble import WORDS, Trouble
 from proxy.ops.processes.redis_link import LinkDown, RedisLink
 from proxy.ops.processes.redis_watch import RedisWatch
 from proxy.ops.processes.workers import Workers
@@ -100,19 +101,33 @@ async def redis_state(state: State) -> dict[str, Any]:
     return {"kind": state.redis, "ok": True, "round_trip_ms": round(round_trip_ms, 3)}
 
 
-async def health(state: State) -> tuple[int, dict[str, Any]]:
-    """
-    HTTP status and body of ``/healthz``.
+def upstream_state(failing_since_unix_s: Mapping[str, float]) -> dict[str, Any]:
+    """How an upstream does that fails for these causes since then, as of the last call to it; with none it is ok."""
+    if not failing_since_unix_s:
+        return {"state": "ok", "cause": None, "since_unix_s": None}
+    cause, since_unix_s = max(failing_since_unix_s.items(), key=lambda item: item[1])
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(since_unix_s))
+    return {"state": f"{WORDS[Trouble(cause)]} since {since}", "cause": cause, "since_unix_s": since_unix_s}
 
-    ``unhealthy`` when nobody serves; ``degraded`` when Redis does not answer, a worker is missing, or something is lost
-    that costs no request (``lacks`` says what): requests are still answered, so the status stays 200 and nobody
-    restarts us for it.
+
+async def health(state: State, upstreams: Mapping[str, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    """
+    HTTP status and body of ``/healthz``; *upstreams* have their ``upstream_state``.
+
+    ``unhealthy`` when nobody serves; ``degraded`` when Redis or an upstream does not answer, a worker is missing, or
+    something is lost that costs no request (``lacks`` says what): what can be is still answered, so the status stays
+    200 and nobody restarts us for it.
     """
     redis = await redis_state(state)
     lacks = [text for lacking in state.lacking for text in lacking()]
     if state.serving == 0:
         verdict = "unhealthy"
-    elif redis["ok"] is False or state.serving < state.wanted or lacks:
+    elif (
+        redis["ok"] is False
+        or state.serving < state.wanted
+        or any(upstream["cause"] for upstream in upstreams.values())
+        or lacks
+    ):
         verdict = "degraded"
     else:
         verdict = "healthy"
@@ -121,6 +136,7 @@ async def health(state: State) -> tuple[int, dict[str, Any]]:
         "phase": state.phase,
         "listeners": state.listeners(),
         "redis": redis,
+        "upstreams": dict(upstreams),
         "workers": state.worker_counts(),
         "settings": state.settings(),
         **({"lacks": lacks} if lacks else {}),

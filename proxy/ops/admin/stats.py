@@ -8,7 +8,7 @@ from typing import Any
 from proxy.core.modes import Rule
 from proxy.core.purges import Marks
 from proxy.ops.admin import prices
-from proxy.ops.admin.health import State
+from proxy.ops.admin.health import State, upstream_state
 from proxy.ops.switches.live import LiveModes
 from proxy.ops.switches.purges import named
 from proxy.ops.telemetry import labels
@@ -21,6 +21,9 @@ def version() -> str:
         return importlib.metadata.version("dashcache")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+_FAILING_SINCE = "dashcache_upstream_failing_since_seconds"
 
 
 class _Sums:
@@ -96,6 +99,11 @@ def stats(
     }
 
 
+def failing_since(totals: Totals, upstream: str) -> dict[str, int]:
+    """For which causes *upstream* does not answer, and since when (Unix seconds)."""
+    return _Sums(totals).by(_FAILING_SINCE, "cause", upstream=upstream)
+
+
 def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """
     What holds for each upstream and those of its operations that have modes, and the rules that make it so.
@@ -164,7 +172,8 @@ def _operation(sums: _Sums, name: str) -> dict[str, Any]:
 def _upstream(sums: _Sums, name: str) -> dict[str, Any]:
     return {
         "calls": sums.one("dashcache_upstream_calls_total", upstream=name),
-        "by_status": sums.by("dashcache_upstream_calls_total", "status_class", upstream=name),
+        "by_end": sums.by("dashcache_upstream_calls_total", "end", upstream=name),
+        **upstream_state(sums.by(_FAILING_SINCE, "cause", upstream=name)),
     }
 
 

@@ -90,10 +90,15 @@ def _operations(document: dict[str, Any]) -> str:
 
 def _upstreams(document: dict[str, Any]) -> str:
     rows = [
-        [name, upstream["calls"], ", ".join(f"{count} {status}" for status, count in upstream["by_status"].items())]
+        [
+            name,
+            upstream["state"],
+            upstream["calls"],
+            ", ".join(f"{count} {end}" for end, count in upstream["by_end"].items()),
+        ]
         for name, upstream in document["upstreams"].items()
     ]
-    return _columns([["upstream", "calls", "answers"], *rows])
+    return _columns([["upstream", "state", "calls", "how they ended"], *rows])
 
 
 def _rules(document: dict[str, Any]) -> str:

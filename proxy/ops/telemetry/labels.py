@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from proxy.core.outcome import CacheState
 from proxy.core.plan import PassReason, Refusal
+from proxy.core.trouble import Trouble
 from proxy.errors import ErrorCode
 from proxy.settings import Settings
 from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT
@@ -29,7 +30,9 @@ SWITCHABLE: tuple[str, ...] = tuple(name for name in OPERATIONS if name != dashv
 
 STATES: tuple[str, ...] = tuple(state.value for state in CacheState)
 ITEM_RESULTS = ("memory", "redis", "forwarded", "coalesced")
-STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx", "none", OTHER)
+ANSWERS = ("2xx", "3xx", "401", "403", "429", "4xx", "5xx", "none", OTHER)
+"""Statuses of answers: by class, and those apart that an operator has to tell apart; ``none``: no answer came."""
+CALL_ENDS = tuple(dict.fromkeys((*(status for status in ANSWERS if status != "none"), *Trouble)))
 REDIS_FAILURES = (
     "authentication",
     "cluster-down",
@@ -63,8 +66,8 @@ def known(value: str, allowed: Iterable[str]) -> str:
     return value if value in allowed else OTHER
 
 
-def status_class(status: int | None) -> str:
-    """``2xx`` to ``5xx``; ``none`` when no answer came."""
-    if status is None:
+def answer(status: int) -> str:
+    """One of ANSWERS for a *status*; 0 is that of an answer that did not come."""
+    if status == 0:
         return "none"
-    return known(f"{status // 100}xx", STATUS_CLASSES)
+    return str(status) if str(status) in ANSWERS else known(f"{status // 100}xx", ANSWERS)

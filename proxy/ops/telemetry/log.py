@@ -7,14 +7,17 @@ background; never a text, a vector, a path, a header or a key.
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
+from proxy.core.trouble import Trouble
 from proxy.ops.telemetry import labels, metric_space
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
+from proxy.ops.telemetry.upstream_watch import UpstreamWatch
 from proxy.settings import Settings
 
 # The vendor's id can be any text; only what looks like an id is written down.
@@ -26,12 +29,15 @@ _CIRCLES_EVERY_S = 10.0
 class Observer:
     """Implements ``core.telemetry.Telemetry``; ``observe`` takes each finished request. Never raises, never waits."""
 
-    def __init__(self, metrics: Metrics, *, log_requests: bool, hits_singly: int = 100) -> None:
+    def __init__(
+        self, metrics: Metrics, *, log_requests: bool, hits_singly: int = 100, hosts: Mapping[str, str] | None = None
+    ) -> None:
         self._metrics = metrics
         self._log_requests = log_requests
         self._hits = Hits(singly=hits_singly, bounds=REQUEST_BUCKETS, tell=self._tell_hits)
         self._circles, self._tells_circles_s = 0, 0.0
         self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
+        self._watch = UpstreamWatch(self._log, hosts or {}, metrics.upstream_failing)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -41,6 +47,7 @@ class Observer:
             Metrics(labels.upstream_names(settings)),
             log_requests=settings.log.requests,
             hits_singly=settings.log.hits_singly,
+            hosts={upstream.name: upstream.authority for upstream in settings.all_upstreams()},
         )
 
     def observe(self, outcome: Outcome) -> None:
@@ -116,6 +123,11 @@ class Observer:
     def pending(self, count: int) -> None:
         """This worker has so many scopes that a write made stale and that Redis is not told of yet."""
         self._metrics.pending(count)
+
+    def call_ended(self, upstream: str, end: int | Trouble) -> None:
+        """See Telemetry; each is counted, and what concerns an operator is logged once a minute."""
+        self._metrics.call_ended(upstream, end)
+        self._watch.ended(upstream, end)
 
     def upstream_refused(self, upstream: str, reason: str) -> None:
         """See Telemetry; counted only: the request has its line."""

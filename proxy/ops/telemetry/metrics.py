@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from proxy.core.grace import StaleReason
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason
+from proxy.core.trouble import FAILS_FOR_ALL, Trouble
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.hits import HitSum
 
@@ -41,6 +42,7 @@ class Metrics:
         operation = labels.known(outcome.operation, self._operations)
         key = (operation, outcome.state.value)
         self._requests[key].inc()
+        self._answers[labels.answer(outcome.status)].inc()
         self._durations[key].observe(outcome.total_ms / 1000)
         if outcome.state in _LOOKED_UP:
             self._observe_items(operation, outcome)
@@ -58,6 +60,7 @@ class Metrics:
         operation = labels.known(hits.operation, self._operations)
         key = (operation, CacheState.HIT.value)
         self._requests[key].inc(hits.requests)
+        self._answers["2xx"].inc(hits.requests)
         _observe_many(self._durations[key], hits)
         for counter, count in zip(self._items[operation], (hits.hits_memory, hits.hits_redis), strict=False):
             if count:
@@ -105,6 +108,16 @@ class Metrics:
     def pending(self, count: int) -> None:
         """Of how many scopes this worker has to tell Redis yet that a write made them stale."""
         self._pending.set(count)
+
+    def call_ended(self, upstream: str, end: int | Trouble) -> None:
+        """See Telemetry."""
+        label = end.value if isinstance(end, Trouble) else labels.known(labels.answer(end), labels.CALL_ENDS)
+        self._calls[labels.known(upstream, self._upstreams), label].inc()
+
+    def upstream_failing(self, upstream: str, cause: Trouble | None, since_unix_s: float) -> None:
+        """From now on *upstream* is known not to answer, for this *cause*; ``None``: it answers."""
+        for each, gauge in self._failing[labels.known(upstream, self._upstreams)].items():
+            gauge.set(since_unix_s if each is cause else 0)
 
     def upstream_refused(self, upstream: str, reason: str) -> None:
         """See Telemetry."""
@@ -154,7 +167,6 @@ class Metrics:
 
     def _observe_upstream(self, operation: str, outcome: Outcome) -> None:
         upstream = labels.known(outcome.upstream, self._upstreams)
-        self._calls[upstream, labels.status_class(outcome.upstream_status)].inc(outcome.upstream_calls)
         self._calls_made[operation].inc(outcome.upstream_calls)
         self._upstream_durations[upstream].observe(outcome.upstream_ms / 1000)
 
@@ -177,6 +189,8 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )
+        answers = self._counter("dashcache_answers", "Answers to clients, by status.", "status")
+        self._answers = {status: answers.labels(status) for status in labels.ANSWERS}
         self._not_cached = self._counter(
             "dashcache_not_cached", "Requests not looked up or not stored, by reason.", "operation", "reason"
         )
@@ -200,9 +214,7 @@ class Metrics:
         self._shadow = {result: shadow.labels(result) for result in ("hit", "miss", "mismatch")}
 
     def _make_upstream_metrics(self) -> None:
-        calls = self._counter(
-            "dashcache_upstream_calls", "Calls to an upstream, by class of status.", "upstream", "status_class"
-        )
+        calls = self._counter("dashcache_upstream_calls", "Calls to an upstream, by how they ended.", "upstream", "end")
         durations = Histogram(
             "dashcache_upstream_duration_seconds",
             "Time a request spent waiting for the upstream.",
@@ -226,9 +238,19 @@ class Metrics:
         )
         self._overdue = {operation: overdue.labels(operation) for operation in self._operations}
         self._calls = {
-            (upstream, status): calls.labels(upstream, status)
+            (upstream, end): calls.labels(upstream, end) for upstream in self._upstreams for end in labels.CALL_ENDS
+        }
+        # Of the workers that live, the word of the one that called last counts.
+        failing = Gauge(
+            "dashcache_upstream_failing_since_seconds",
+            "Since when (Unix time) an upstream does not answer, by cause; 0: it answers.",
+            ("upstream", "cause"),
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._failing = {
+            upstream: {cause: failing.labels(upstream, cause.value) for cause in sorted(FAILS_FOR_ALL)}
             for upstream in self._upstreams
-            for status in labels.STATUS_CLASSES
         }
         self._upstream_durations = {upstream: durations.labels(upstream) for upstream in self._upstreams}
 

@@ -13,7 +13,9 @@ from prometheus_client import mmap_dict
 from proxy.core.modes import Mode, Modes, Rule
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason, Refusal
+from proxy.core.trouble import Trouble
 from proxy.ops.switches.live import LiveModes
+from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.metric_files import MetricFiles
 from proxy.ops.telemetry.metric_space import RoomyDict
 from proxy.ops.telemetry.metrics import Metrics
@@ -83,7 +85,7 @@ def test_a_miss_counts_calls_by_status(metrics: Metrics) -> None:
         )
     )
     assert value(metrics, "dashcache_items_total", operation="embedding", result="forwarded") == 2
-    assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="4xx") == 1
+    assert value(metrics, "dashcache_answers_total", status="429") == 1
     assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="made") == 1
     assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="saved") == 0
     assert value(metrics, "dashcache_not_cached_total", operation="embedding", reason="status") == 1
@@ -97,9 +99,35 @@ def test_batches_are_counted_with_their_items(metrics: Metrics) -> None:
     assert value(metrics, "dashcache_batches_undone_total") == 1
 
 
-def test_a_call_without_an_answer_has_a_class_of_its_own(metrics: Metrics) -> None:
-    metrics.observe(Outcome(upstream="dashscope", state=CacheState.REFUSED, upstream_calls=2, status=502))
-    assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", status_class="none") == 2
+@pytest.mark.parametrize(
+    ("end", "label"),
+    [(200, "2xx"), (201, "2xx"), (401, "401"), (403, "403"), (404, "4xx"), (429, "429"), (503, "5xx"), (101, "other")]
+    + [(trouble, trouble.value) for trouble in Trouble],
+)
+def test_calls_are_counted_by_how_they_ended(metrics: Metrics, end: int | Trouble, label: str) -> None:
+    metrics.call_ended("dashscope", end)
+    metrics.call_ended("who knows", end)
+    assert value(metrics, "dashcache_upstream_calls_total", upstream="dashscope", end=label) == 1
+    assert value(metrics, "dashcache_upstream_calls_total", upstream="other", end=label) == 1
+
+
+def test_since_when_an_upstream_fails_is_shown_by_cause(metrics: Metrics) -> None:
+    def since(cause: Trouble) -> float:
+        return value(metrics, "dashcache_upstream_failing_since_seconds", upstream="dashscope", cause=cause)
+
+    metrics.upstream_failing("dashscope", Trouble.REFUSED, 1234.5)
+    assert since(Trouble.REFUSED) == 1234.5
+    metrics.upstream_failing("dashscope", Trouble.TLS, 1234.5)
+    assert (since(Trouble.REFUSED), since(Trouble.TLS)) == (0, 1234.5)
+    metrics.upstream_failing("dashscope", None, 1234.5)
+    assert since(Trouble.TLS) == 0
+
+
+def test_answers_to_clients_are_counted_by_status(metrics: Metrics) -> None:
+    for status in (200, 401, 403, 404, 429, 502, 0, 700):
+        metrics.observe(Outcome(status=status))
+    found = {label: value(metrics, "dashcache_answers_total", status=label) for label in labels.ANSWERS}
+    assert found == dict.fromkeys(labels.ANSWERS, 1) | {"3xx": 0}
 
 
 @pytest.mark.parametrize("operation", ["vector-query", "vector-stats"])
@@ -158,6 +186,7 @@ def test_requests_cannot_make_series(metrics: Metrics) -> None:
             )
         )
         metrics.redis_failed(f"kind-{number}")
+        metrics.call_ended(f"upstream-{number}", number)
     assert series(metrics) == before
     assert value(metrics, "dashcache_requests_total", operation="other", state="pass") == 301
     assert value(metrics, "dashcache_redis_failures_total", kind="other") == 300
