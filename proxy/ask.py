@@ -26,7 +26,7 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import NotStorable, Read, Refusal
 from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
-from proxy.core.request import Request
+from proxy.core.request import HeaderLines, Request
 from proxy.core.trouble import CallEnded, ignored
 from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
@@ -35,6 +35,8 @@ _MAX_SHARED_BYTES = 1 << 20
 _MAX_REFUSAL_BYTES = 1 << 16
 _BAD_REQUEST = 400
 _STORE_AT_LATEST_S = 0.05
+
+_ID_LINES = frozenset({b"x-request-id", b"request-id"})
 
 
 @dataclasses.dataclass(slots=True)
@@ -196,6 +198,14 @@ class Landing:
             self.answer.close()
 
 
+def _id_of(lines: HeaderLines) -> str:
+    """The vendor's id of a call, by the lines of its answer: DashScope's header, DashVector's metadata."""
+    for name, value in lines:
+        if name.lower() in _ID_LINES:
+            return value.decode("ascii", "replace")
+    return ""
+
+
 class Upstreams:
     """Sends requests on, and notes whom an upstream refuses; a read has *deadline_s* for all of its answer."""
 
@@ -217,6 +227,7 @@ class Upstreams:
         """Ask the upstream; its status and its time go onto the outcome."""
         started_s = self._clock.monotonic()
         outcome.upstream_calls += 1
+        outcome.asked = (request.method, request.target)
         try:
             reply = await self.transport_of(request).send(request, body)
         except UpstreamError as error:
@@ -228,6 +239,7 @@ class Upstreams:
         finally:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status if reply.grpc_status is None else reply.grpc_status.as_http
+        outcome.vendor_request_id = _id_of(reply.headers)
         self._call_ended(request.upstream, outcome.upstream_status)
         code = reply.grpc_status.code if reply.grpc_status is not None else None
         if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells

@@ -57,6 +57,7 @@ class AtOnce:
         if not self._may_be_given(planned, entries, None, outcome):
             return None
         outcome.hits_memory = len(entries)
+        outcome.planned = planned
         rows = [entry.row for entry in entries]
         answer = ours(planned.plan.join(rows, outcome.request_id), outcome)
         answer.again = self.again(planned)
@@ -81,6 +82,7 @@ class AtOnce:
 
     async def _made_of(self, found: Found, planned: Planned, outcome: Outcome) -> Answer | Found:
         """An answer out of what was *found*, or that itself."""
+        outcome.planned = planned
         entries = [found.entries[key] for key in planned.keys if key in found.entries]
         if len(entries) < len(planned.keys) or not self._may_be_given(planned, entries, found.standing, outcome):
             return found

@@ -222,6 +222,7 @@ class Batcher:
         for member in others:
             outcome = member.job.outcome
             outcome.upstream_status = first.job.outcome.upstream_status
+            outcome.vendor_request_id = first.job.outcome.vendor_request_id
             outcome.upstream_ms += first.job.outcome.upstream_ms - before_ms
             outcome.stored = outcome.stored or bool(landing.stores)
         for member in batch.members:

@@ -66,7 +66,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dashcache", prog_name="dashcache")
 def main() -> None:
     """A transparent caching proxy for DashScope and DashVector; `check` shows its settings and their sources."""
@@ -74,7 +74,11 @@ def main() -> None:
 
 @main.command()
 def run() -> None:
-    """Start the proxy in the foreground; Ctrl-C or SIGTERM drains and ends it, SIGHUP reloads its settings."""
+    """
+    Start the proxy in the foreground.
+
+    Ctrl-C or SIGTERM drains and ends it, SIGHUP reloads its settings.
+    """
     from proxy.ops.processes.process import forget_metrics_directory  # noqa: PLC0415
 
     forget_metrics_directory()
@@ -92,7 +96,9 @@ def run() -> None:
 @main.command("try")
 def try_out() -> None:
     """
-    Start a proxy before a simulated vendor, and print two curl lines to send to it: a miss, then a hit.
+    Start a proxy before a simulated vendor, to try it out.
+
+    It prints two curl lines to send to it: a miss, then a hit.
 
     From a checkout only (`make try`): the simulator is part of the tests, and not of the installed package. The proxy
     listens on DASHCACHE_HTTP_LISTEN and DASHCACHE_ADMIN_LISTEN, or on their defaults; no other setting of yours, and
@@ -109,7 +115,11 @@ def try_out() -> None:
 
 @main.command()
 def check() -> None:
-    """Show the effective settings and where each comes from, or every mistake in them (status 2)."""
+    """
+    Show the settings in force and where each comes from.
+
+    Status 2: there are mistakes in them, and every one is shown.
+    """
     from proxy.settings_circles import circles  # noqa: PLC0415
     from proxy.settings_explain import explain  # noqa: PLC0415
     from proxy.settings_source import load_with_sources  # noqa: PLC0415
@@ -147,7 +157,11 @@ def scope_options(command: Command) -> Command:
 @scope_options
 @admin_options
 def bypass(switch: str, **options: Any) -> None:  # noqa: ANN401  click's own
-    """Send everything straight through (on), or use the cache again (off)."""
+    """
+    Bypass the cache (on), or use it again (off).
+
+    Bypassed requests go straight through: nothing is read from the cache or stored.
+    """
     _set_mode("bypass" if switch == "on" else "on", **options)
 
 
@@ -156,7 +170,11 @@ def bypass(switch: str, **options: Any) -> None:  # noqa: ANN401  click's own
 @scope_options
 @admin_options
 def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
-    """Set the mode: on, bypass (nothing read or stored) or shadow (always forward, and compare)."""
+    """
+    Set the mode: on, bypass or shadow.
+
+    bypass: nothing is read or stored. shadow: always forward, and compare with what the cache holds.
+    """
     _set_mode(name, **options)
 
 
@@ -170,7 +188,9 @@ def mode(name: str, **options: Any) -> None:  # noqa: ANN401  click's own
 @admin_options
 def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None) -> None:
     """
-    Let nothing that was cached until now be answered again: all of it, or what all the given options apply to.
+    Answer nothing again that is cached now, or a part of it.
+
+    With several options, the part is what all of them apply to.
 
     What is being fetched just now is not answered again either. One request alone is renewed by sending it with
     Cache-Control: no-cache.
@@ -192,7 +212,9 @@ def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None
 @admin_options
 def reload(admin: str | None) -> None:
     """
-    Read the settings anew and put them in force by new workers, without losing a request.
+    Put changed settings in force without losing a request.
+
+    They are read anew, and new workers take the place of the old ones.
 
     The environment stays what it was at the start. Status 1: refused, and everything is as before.
     """
@@ -205,7 +227,7 @@ def reload(admin: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
 @admin_options
 def stats(*, as_json: bool, admin: str | None) -> None:
-    """Requests, hit ratios, calls, tokens and money saved since the start."""
+    """Show requests, hit ratios, calls, tokens and money saved."""
     from proxy.ops.admin.table import table  # noqa: PLC0415
 
     _, document = _ask(admin, "GET", "/v1/stats")
@@ -215,7 +237,11 @@ def stats(*, as_json: bool, admin: str | None) -> None:
 @main.command()
 @admin_options
 def health(admin: str | None) -> None:
-    """Ask how the proxy is; status 1 when it is unhealthy or not there."""
+    """
+    Ask how the proxy is.
+
+    Status 1: it is unhealthy, or not there.
+    """
     status, document = _ask(admin, "GET", "/healthz", accept=(200, 503))
     click.echo(json.dumps(document, indent=2))
     if status != 200:
@@ -252,7 +278,7 @@ def probe_options(command: Command) -> Command:
 @probe_options
 def settle_probe(*, as_json: bool, metrics_file: Path | None, **options: Any) -> None:  # noqa: ANN401  click's own
     """
-    Measure how long DashVector takes to show a write that it has acknowledged.
+    Measure how long DashVector takes to show a write.
 
     That is what vector.settle_s must cover. Each round writes a document, polls fetch and query until both show it,
     deletes it, and polls until neither does. Replicas may learn of a write one after the other: so a change counts once

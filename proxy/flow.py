@@ -132,6 +132,7 @@ class Flow:
         planned = await self._planner.plan(route, request)
         if isinstance(planned, Pass):
             return await self._forward(request, body, outcome, planned.reason)
+        outcome.planned = planned
         if mode is Mode.SHADOW:
             plain = planned.plan.plain
             return await self._shadow(

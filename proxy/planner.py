@@ -41,6 +41,8 @@ class Route:
     """Why it is not looked up, as far as the head tells."""
     is_kept: bool
     """Whether the next equal head gets this very object; else nothing that hangs on it is found again."""
+    asked: tuple[str, str] = ("", "")
+    """Method and target."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,11 @@ class Planned:
     """Bytes that it takes, about."""
     again: "weakref.ref[Again] | None" = None
     """What answers it out of memory, while somebody holds that: it holds this plan."""
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Method and target."""
+        return self.route.asked
 
 
 class Planner:
@@ -160,7 +167,9 @@ class Planner:
         write = adapter.write_of(request.method, request.path, request.headers)
         wishes = directives(request)
         objection = PassReason.NO_STORE if wishes.no_store else adapter.precheck(request) if write is None else None
-        return Route(adapter, request.upstream, operation, write, wishes, objection, is_kept)
+        return Route(
+            adapter, request.upstream, operation, write, wishes, objection, is_kept, (request.method, request.target)
+        )
 
 
 def _size(plan: Read, body: bytes, keys: int) -> int:

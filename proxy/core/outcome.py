@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 class CacheState(enum.StrEnum):
@@ -27,12 +28,24 @@ class CacheState(enum.StrEnum):
     """Answered by the proxy itself with an error, or not at all."""
 
 
+class Subject(Protocol):
+    """What a request that may be answered from the cache is about; what of it is logged is for the log to choose."""
+
+    extent: tuple[str, str, str, tuple[tuple[str, ...], ...]]
+    """Upstream, operation, model, scopes."""
+    keys: tuple[bytes, ...]
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Method and target."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """
     Filled in as the request goes; read once when it is over.
 
-    Holds nothing that may not be logged: no text, no vector, no path, no credential.
+    Holds no text, no vector and no credential. *asked* and *planned* name what a client chose: only a part is logged.
     """
 
     operation: str = "other"
@@ -77,6 +90,11 @@ class Outcome:
     upstream_ms: float = 0.0
     total_ms: float = 0.0
     client_gone: bool = False
+    vendor_request_id: str = ""
+    """The vendor's own id of the call that was made for this request."""
+    asked: tuple[str, str] = ("", "")
+    """Method and target of what went up, for what has no *planned*."""
+    planned: Subject | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -78,6 +78,10 @@ def _read(status: int, body: bytes, accept: tuple[int, ...]) -> tuple[int, dict[
         document = None
     if not isinstance(document, dict):
         raise NoAnswerError(f"status {status}, and not the answer of an admin API; is this the right address?")
+    if status == 401:
+        raise NoAnswerError(
+            "the admin API wants its token: set DASHCACHE_ADMIN_TOKEN to the one that the proxy was started with"
+        )
     if status not in accept:
         raise NoAnswerError("\n".join(document.get("mistakes", [f"status {status}"])))
     return status, document

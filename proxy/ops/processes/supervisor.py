@@ -25,6 +25,7 @@ from proxy.core.tasks import Tasks
 from proxy.errors import ConfigError
 from proxy.ops.admin.api import Admin
 from proxy.ops.admin.health import Phase, RedisKind, State
+from proxy.ops.admin.stats import modes_document, version
 from proxy.ops.admin.visitors import BACKLOG
 from proxy.ops.processes import running
 from proxy.ops.processes.channel import Hello, settings_to_json
@@ -296,7 +297,19 @@ class Supervisor:
         workers.start()
         await workers.wait_all_serve()
         self.state.phase = Phase.SERVING
-        logger().info("ready", **self.state.listeners(), workers=self.state.wanted, redis=self.state.redis_words)
+        self._log_ready(book)
+
+    def _log_ready(self, book: ModeBook) -> None:
+        modes = modes_document(book.live, self._upstreams)["effective"]
+        logger().info(
+            "ready",
+            **self.state.listeners(),
+            workers=self.state.wanted,
+            redis=self.state.redis_words,
+            upstreams={upstream.name: upstream.origin for upstream in self._settings.all_upstreams()},
+            modes=sorted({mode for by_operation in modes.values() for mode in by_operation.values()}),
+            version=version(),
+        )
         for rule in book.live.valid().rules:
             if rule.mode is not Mode.ON:  # it may have outlived a restart, and be forgotten
                 logger().warning("mode_is_not_on", **rule_fields(rule))

@@ -2,7 +2,7 @@
 What the serving side tells of itself: every Outcome and every piece of telemetry becomes counters and log lines.
 
 One line per request (above a rate, one for several hits), one per change of the breaker, one per failure in the
-background; never a text, a vector, a path, a header or a key.
+background; never a text, a vector, a header or a key.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any, Self
 from proxy.core.grpc_status import name_of
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.trouble import Trouble
-from proxy.ops.telemetry import labels, metric_space
+from proxy.ops.telemetry import asked, labels, metric_space
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
@@ -193,6 +193,7 @@ def request_fields(outcome: Outcome) -> dict[str, Any]:
     """The fields of a request's one line."""
     return {
         "operation": outcome.operation,
+        **asked.request_fields(outcome),
         "upstream": outcome.upstream,
         "state": outcome.state.value,
         "detail": outcome.detail,
@@ -215,5 +216,10 @@ def request_fields(outcome: Outcome) -> dict[str, Any]:
         "upstream_ms": round(outcome.upstream_ms, 3),
         "bytes_in": outcome.bytes_in,
         "bytes_out": outcome.bytes_out,
-        "request_id": outcome.request_id if _REQUEST_ID.fullmatch(outcome.request_id) else "",
+        "request_id": _id(outcome.request_id),
+        "vendor_request_id": _id(outcome.vendor_request_id),
     }
+
+
+def _id(text: str) -> str:
+    return text if _REQUEST_ID.fullmatch(text) else ""

@@ -1,8 +1,9 @@
 """
 How log lines leave: structlog to standard error, JSON unless that is a terminal. What is logged is in ``log``.
 
-Nothing that a client or a vendor sent is ever logged. An exception is logged as its class and the place in our code,
-never with its message or its traceback, which may quote data.
+Of what clients and vendors sent, only names and ids are logged, and only if they look like ones (``asked``). An
+exception is logged as its class and the place in our code, never with its message or its traceback, which may quote
+data.
 """
 
 import atexit
@@ -18,6 +19,7 @@ from typing import Any
 import orjson
 import structlog
 
+from proxy.ops.telemetry.log_text import AsText
 from proxy.ops.telemetry.log_throttle import Throttle
 from proxy.ops.telemetry.log_writer import LineWriter
 from proxy.settings import Log
@@ -43,7 +45,7 @@ def configure(settings: Log, process: str, descriptor: int = 2) -> LineWriter:
             structlog.processors.add_log_level,
             _without_traceback,
             _Stamped(process),
-            _as_json if as_json else _AsText(),
+            _as_json if as_json else AsText(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
         logger_factory=lambda *_: _Out(writer),
@@ -94,16 +96,6 @@ class _Stamped:
         event["timestamp"] = f"{self._text}.{int((now_unix_s - second) * 1000):03d}Z"
         event["process"] = self._process
         return event
-
-
-class _AsText:
-    """For people at a terminal."""
-
-    def __init__(self) -> None:
-        self._render = structlog.dev.ConsoleRenderer(colors=True)
-
-    def __call__(self, logger_: Any, method: str, event: Event) -> bytes:  # noqa: ANN401  structlog's form
-        return (str(self._render(logger_, method, event)) + "\n").encode("utf-8", "replace")
 
 
 def _as_json(_logger: object, _method: str, event: Event) -> bytes:

@@ -206,6 +206,19 @@ def test_the_token_comes_from_the_settings(admin: Admin) -> None:
     assert [asked["authorization"] for asked in admin.asked] == [f"Bearer {TOKEN}"] * 2
 
 
+def test_a_missing_or_wrong_token_is_asked_for_by_its_variable(admin: Admin) -> None:
+    admin.status, admin.document = 401, {"error": "TokenNeeded", "mistakes": ["send the admin token"]}
+    result = call("stats", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 1
+    assert "set DASHCACHE_ADMIN_TOKEN" in result.output
+
+
+def test_no_line_of_the_help_is_cut_at_a_terminal_of_80_columns() -> None:
+    listing = CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    assert len(listing.splitlines()) > len(main.commands)
+    assert "..." not in listing
+
+
 def test_the_token_follows_no_redirect(admin: Admin) -> None:
     admin.status, admin.location = 302, f"http://{admin.address}/elsewhere"
     assert call("health", DASHCACHE_ADMIN_LISTEN=admin.address, DASHCACHE_ADMIN_TOKEN=TOKEN).exit_code == 1

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ import pytest
 import structlog
 
 from proxy.core.outcome import CacheState, Outcome
+from proxy.ops.telemetry.asked import path_template
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.ops.telemetry.log_writer import LineWriter
@@ -118,6 +121,105 @@ def test_errors_are_told_without_their_words(pipe: Pipe) -> None:
     assert CANARY not in str(lines)
     assert [line.get("error") for line in lines] == ["ValueError"] * 5 + [None]
     assert lines[2]["message"] == "Error handling request from %s"
+
+
+@dataclass
+class Subject:
+    model: str = "text-embedding-v4"
+    scopes: tuple[tuple[str, ...], ...] = ()
+    keys: tuple[bytes, ...] = (bytes.fromhex("0123456789abcdef"),)
+    asked: tuple[str, str] = ("POST", "/compatible-mode/v1/embeddings?x=1")
+
+    @property
+    def extent(self) -> tuple[str, str, str, tuple[tuple[str, ...], ...]]:
+        return ("dashscope", "embedding", self.model, self.scopes)
+
+
+def test_a_line_says_what_was_asked_for(pipe: Pipe) -> None:
+    scopes = (("collection", "users"),)
+    Observer(Metrics(()), log_requests=True).observe(
+        Outcome(planned=Subject(scopes=scopes), vendor_request_id="0f-1", request_id="ours-2")
+    )
+    (line,) = pipe.lines()
+    named = {name: line[name] for name in ("method", "path", "model", "collection", "item", "vendor_request_id")}
+    assert named == {
+        "method": "POST",
+        "path": "/compatible-mode/v1/embeddings",
+        "model": "text-embedding-v4",
+        "collection": "users",
+        "item": "0123456789ab",
+        "vendor_request_id": "0f-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/v1/collections/secret/query?token=secret", "/v1/collections/*/query"),
+        ("/v1/collections/query/docs", "/v1/collections/query/docs"),
+        ("/api/v1/tasks/0a1b-secret", "/api/v1/tasks/*"),
+        ("/dashvector.proto.DashVectorService/query", "/dashvector.proto.DashVectorService/query"),
+        ("/dashvector.proto.DashVectorService/SECRET1", "/dashvector.proto.DashVectorService/*"),
+        ("/sk-secret/%73ecret//x", "/*/*//*"),
+        ("/a" * 5_000, "/*" * 10 + "/..."),
+        ("", ""),
+        ("*", "*"),
+    ],
+)
+def test_of_a_path_only_the_vendors_words_are_shown(target: str, path: str) -> None:
+    assert path_template(target) == path
+
+
+@pytest.mark.parametrize("name", ["sk-0123456789abcdef", "a b", "x" * 65, "line\nfeed", "\x1b[31m", CANARY + "\x00"])
+def test_what_does_not_look_like_a_name_is_not_shown(pipe: Pipe, name: str) -> None:
+    observer = Observer(Metrics(()), log_requests=True)
+    observer.observe(Outcome(planned=Subject(name, (("collection", name),)), asked=(name, name)))
+    observer.observe(Outcome(asked=(name, f"/{name}"), vendor_request_id=f"<{name}>"))
+    lines = pipe.lines()
+    assert name not in str(lines)
+    assert [lines[0]["model"], lines[0]["collection"], lines[1]["method"]] == ["(odd)", "(odd)", "other"]
+
+
+def shown_at_a_terminal(*outcomes: Outcome) -> list[str]:
+    main, terminal = os.openpty()
+    writer = configure(Log(), "worker-1", terminal)
+    observer = Observer(Metrics(()), log_requests=True)
+    for outcome in outcomes:
+        observer.observe(outcome)
+    writer.close()
+    text = os.read(main, 100_000).decode()
+    os.close(main)
+    os.close(terminal)
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+def test_a_terminal_gets_one_readable_line_for_each_request() -> None:
+    partial = Outcome(
+        operation="embedding",
+        upstream="dashscope",
+        state=CacheState.PARTIAL,
+        status=200,
+        items=3,
+        hits_redis=1,
+        upstream_calls=1,
+        upstream_status=200,
+        total_ms=131.24,
+        planned=Subject(),
+        vendor_request_id="0f-1",
+    )
+    failed = Outcome(
+        upstream="dashscope",
+        state=CacheState.REFUSED,
+        detail="UpstreamUnreachable",
+        status=502,
+        upstream_calls=1,
+        total_ms=5.0,
+        asked=("GET", "/api/v1/tasks/x"),
+    )
+    first, second = shown_at_a_terminal(partial, failed)
+    words = "200  partial      131.2 ms  embedding text-embedding-v4  1/3 items  dashscope  0f-1"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  " + re.escape(words), first)
+    assert second[14:] == "502  refused        5.0 ms  other  GET /api/v1/tasks/*  UpstreamUnreachable  dashscope"
 
 
 def test_access_lines_of_the_library_are_not_written(pipe: Pipe) -> None:
