@@ -17,7 +17,8 @@ def incarnation(
     """What one process knows of Redis' data; *known* is the latest record that an earlier one left."""
     return Incarnation(
         Names.under(settings.redis.key_prefix.encode("ascii")),
-        hold_ms=max(1, round(settings.vector.settle_s * 1000)),
+        # For the longer of both: the process that knew of a write of unknown outcome may have ended with Redis.
+        hold_ms=max(1, round(max(settings.vector.settle_s, settings.vector.unknown_settle_s) * 1000)),
         fingerprints=(fingerprint(secret),) if settings.redis.check_fingerprint else (),
         known=known,
         monotonic=monotonic,

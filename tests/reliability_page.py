@@ -58,6 +58,8 @@ SECTIONS = {
         "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
         "and no request; a start that it makes impossible says why",
         "R20": "A request that comes back to the proxy that sent it is refused at once, and the log says where it went",
+        "R22": "A Redis whose name moves while all connections stay open is found: entries are kept there within 5 s, "
+        "what the old one did not take is told, and the log has one line",
     },
     "Vector queries, writes and purges": {
         "C1": "An answer that was in flight across a write is not kept",

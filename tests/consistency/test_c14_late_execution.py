@@ -144,3 +144,19 @@ async def test_c14_a_proxy_that_is_killed_inside_a_write_leaves_word_of_it(
             made = Rig(vendor, clients, redis_server, [after])
             await wait_until(lambda: bool(made.names("h")), 10.0, "the hold")
             await _executed_late(made, name)
+
+
+async def test_c14_redis_goes_back_and_the_process_that_saw_the_write_is_gone(vendor: Vendor, clients: Clients) -> None:
+    with RedisServer() as server:
+        async with rig(vendor, clients, server, replicas=2, env={**CALM, **LATE}) as made:
+            gone, other = made.proxies
+            name = vendor.create()
+            await all_warm(made.doors(), [Call("query_doc", name)], version=1)
+            vendor.fail(operation=WRITE, collection=name, wrong="disconnect")
+            await _attempt(made.door("http"), Call(WRITE, name, version=2))
+            vendor.sim.faults.clear()
+            await asyncio.to_thread(gone.kill)
+            await asyncio.to_thread(server.restart)
+            left = Rig(vendor, clients, server, [other])
+            await wait_until(lambda: bool(left.names("i")), 10.0, "the new incarnation")
+            await _executed_late(left, name)

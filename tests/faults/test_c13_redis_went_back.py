@@ -30,6 +30,7 @@ BOUND_S = 3.0
 """How soon after Redis is back nothing of before is answered, whether or not anybody asks."""
 ENV = {
     "DASHCACHE_VECTOR_SETTLE_S": "0.02",
+    "DASHCACHE_VECTOR_UNKNOWN_SETTLE_S": "0.02",
     "DASHCACHE_MEMORY_MAX_BYTES": "0",
     "DASHCACHE_REDIS_DEADLINE_MS": "1000",
     "DASHCACHE_BREAKER_RESET_S": "0.2",

@@ -1,4 +1,4 @@
-"""C15: a replica whose secret is another is refused the Redis of the first, loudly, and shares nothing by halves."""
+"""C15: a replica whose secret is another is refused the Redis of the first, loudly, and shares nothing with it."""
 
 import asyncio
 
