@@ -25,6 +25,11 @@ _HANDSHAKE = frozenset(
 
 Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
+_NEVER_SENT = (1004, 1005, 1006, 1015)
+"""Close codes that no frame may carry (RFC 6455 §7.4.1)."""
+_CODES_END = 5000
+"""There is no code from here on (RFC 6455 §7.4.2)."""
+
 
 class Bridge:
     """
@@ -121,6 +126,8 @@ async def _pump(source: Side, sink: Side) -> None:
             await sink.pong(message.data)
         elif message.type is WSMsgType.CLOSE:
             code = message.data or aiohttp.WSCloseCode.OK
+            if code in _NEVER_SENT or code >= _CODES_END:  # aiohttp lets it in; handed on, it would be our fault
+                code = aiohttp.WSCloseCode.PROTOCOL_ERROR
             # The other side first: when the client's connection has ended, aiohttp cancels all this.
             await sink.close(code=code, message=(message.extra or "").encode("utf-8"))
             await source.close(code=code)

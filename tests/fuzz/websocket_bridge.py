@@ -24,6 +24,7 @@ from tests.support.waiting import wait_until
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY = base64.b64encode(bytes(16))
 _CONTINUES, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+_KINDS = (_CONTINUES, _TEXT, _BINARY, _CLOSE, _PING, _PONG)
 _PATIENCE_S = 15.0
 _CODES = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 3000, 4999)
 
@@ -55,14 +56,20 @@ def _masked(content: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(content, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(content), "big")
 
 
-def read(data: bytes, *, is_masked: bool) -> tuple[list[Message], bool]:
-    """All whole messages at the start of *data*, up to a goodbye, and whether that is all and every frame is sound."""
+def read(data: bytes, *, is_masked: bool | None) -> tuple[list[Message], bool]:
+    """
+    All whole messages at the start of *data*, up to a goodbye, and whether every frame is sound as far as it goes.
+
+    *is_masked* None reads both forms: aiohttp takes frames of clients that are not masked, and hands them on masked.
+    """
     found: list[Message] = []
     kind, parts = 0, b""
     while data:
-        step = _frame(data, is_masked=is_masked)
-        if step is None:
+        if is_masked is not None and len(data) > 1 and bool(data[1] & 0x80) != is_masked:
             return found, False
+        step = _frame(data)
+        if step is None:
+            return found, not data[0] & 0x70 and data[0] & 15 in _KINDS  # the connection may end anywhere
         is_last, code, content, size = step
         data = data[size:]
         if code >= _CLOSE:
@@ -80,19 +87,14 @@ def read(data: bytes, *, is_masked: bool) -> tuple[list[Message], bool]:
                 return found, False
             found.append(Message(kind, parts))
             kind, parts = 0, b""
-    return found, kind == 0
+    return found, True
 
 
-def _frame(data: bytes, *, is_masked: bool) -> tuple[bool, int, bytes, int] | None:
-    """Whether the first frame is its message's last, its kind, its content, its bytes; ``None`` if it is not sound."""
-    if (
-        len(data) < 2
-        or data[0] & 0x70
-        or (data[0] & 15) not in (0, 1, 2, 8, 9, 10)
-        or bool(data[1] & 0x80) != is_masked
-    ):
+def _frame(data: bytes) -> tuple[bool, int, bytes, int] | None:
+    """Whether the first frame is its message's last, its kind, its content, its bytes; ``None`` if it is none whole."""
+    if len(data) < 2 or data[0] & 0x70 or data[0] & 15 not in _KINDS:
         return None
-    size, at = data[1] & 0x7F, 2
+    is_masked, size, at = bool(data[1] & 0x80), data[1] & 0x7F, 2
     if size > 125:
         width, form = (2, "!H") if size == 126 else (8, "!Q")
         if len(data) < at + width:
@@ -208,10 +210,12 @@ class BridgeRig:
         """*got* holds what a strict reader finds in *sent*, as far as it goes, and then perhaps a goodbye of ours."""
         arrived, is_sound = read(got, is_masked=is_masked)
         assert is_sound or not got, f"this is not well-formed: {got[:200]!r}"
-        meant, _ = read(sent, is_masked=is_masked)
+        meant, is_meant_sound = read(sent, is_masked=None)
         said = [message for message in arrived if message.kind != _CLOSE]
         wanted = [message for message in meant if message.kind != _CLOSE]
-        assert said == wanted[: len(said)], "something came across that was not sent so"
+        # Where frames make no sense, aiohttp may make some of it (a message's second frame without its first).
+        held = said if is_meant_sound else said[: len(wanted)]
+        assert held == wanted[: len(held)], "something came across that was not sent so"
         self.across += len(said)
 
     async def _switch(self, head: wire.Head, writer: asyncio.StreamWriter) -> bool:
@@ -223,7 +227,10 @@ class BridgeRig:
         writer.write(wire.head_bytes(b"HTTP/1.1 101 Switching Protocols", lines))
         writer.write(self._says)
         protocol: Any = writer.transport.get_protocol()
-        await protocol.connection.peer_closed.wait()
+        heard, gone = protocol.connection.received, protocol.connection.peer_closed
+        # A goodbye that nobody returns is waited for by the bridge, and there would be few inputs in an hour.
+        await wait_until(lambda: gone.is_set() or _says_goodbye(bytes(heard)), 4 * _PATIENCE_S)
+        writer.close()
         return True
 
     def check_log(self) -> None:
@@ -231,6 +238,11 @@ class BridgeRig:
         faults = [record for record in self._rig.proxy.logs if record.get("level") == "error" or "where" in record]
         assert not faults, faults[:3]
         assert b"Traceback" not in self._rig.proxy.output
+
+
+def _says_goodbye(received: bytes) -> bool:
+    messages, _ = read(received.partition(b"\r\n\r\n")[2], is_masked=True)
+    return any(message.kind == _CLOSE for message in messages)
 
 
 async def _told(reading: Any) -> bytes:

@@ -320,6 +320,17 @@ async def test_a_frame_that_is_not_one_ends_both_sides(rig: Rig) -> None:
     await client.close()
 
 
+@pytest.mark.parametrize("code", [1004, 1005, 1006, 1015, 5000, 65_535])
+async def test_a_close_code_that_no_frame_may_carry_is_not_handed_on(rig: Rig, code: int) -> None:
+    client = await raw_socket(rig)
+    async with asyncio.timeout(5):
+        await client.reader.readuntil(b"\r\n\r\n")
+    await client.send(b"\x88\x82\0\0\0\0" + code.to_bytes(2, "big"))
+    await wait_until(lambda: rig.vendor.ended)
+    assert rig.vendor.ended[0][0] in (1001, 1002)
+    await client.close()
+
+
 async def test_a_vendor_that_is_not_there() -> None:
     with (
         ProxyProcess(dashscope_url="http://127.0.0.1:9") as proxy,
