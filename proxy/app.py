@@ -303,7 +303,7 @@ async def built(
         observer=observer,
         error_body=error_body,
         clients=parts.clients(settings, observer),
-        body_idle_s=settings.limits.body_idle_s,
+        body_patience=parts.body_patience(settings),
         cache_status_on_pass=settings.cache_status_on_pass,
         own_id=own_id,
         clock=clock,

@@ -27,6 +27,7 @@ from proxy.core.plan import NotStorable, Read, Refusal
 from proxy.core.ports import Clock, Lifetime, ModeSource, TransportOf, UpstreamReply
 from proxy.core.relay import content_of, relayed, start_of
 from proxy.core.request import HeaderLines, Request
+from proxy.core.share import ADDRESS, SHARE, Share
 from proxy.core.trouble import CallEnded, ignored
 from proxy.errors import ErrorCode, ProxyError, UpstreamError
 
@@ -228,6 +229,7 @@ class Upstreams:
         started_s = self._clock.monotonic()
         outcome.upstream_calls += 1
         outcome.asked = (request.method, request.target)
+        SHARE.set(Share(ADDRESS.get(), self._callers.known(request)))
         try:
             reply = await self.transport_of(request).send(request, body)
         except UpstreamError as error:

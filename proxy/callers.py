@@ -47,6 +47,11 @@ class Callers:
         """Whether the upstream has accepted *owner* lately."""
         return self._leases.has(owner)
 
+    def known(self, request: Request) -> bytes:
+        """Who sends *request*, if the upstream has accepted it lately; empty for strangers."""
+        owner = self.owner(request, self._credential_of(request))
+        return owner if self._leases.has(owner) else b""
+
     def served(self, owner: bytes) -> None:
         """The upstream has just done what *owner* asked for, perhaps for another request that this one waited for."""
         self._leases.note(owner)

@@ -15,6 +15,7 @@ from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
 from proxy.core.upstream import Upstream
 from proxy.ops.processes.open_files import room_for
+from proxy.server.body import Patience
 from proxy.server.front import RequestObserver
 from proxy.server.watch import Clients
 from proxy.settings import Settings
@@ -80,6 +81,12 @@ def clients(settings: Settings, observer: Observing) -> Clients:
         write_idle_s=limits.write_idle_s,
         on_ended=observer.connection_ended,
     )
+
+
+def body_patience(settings: Settings) -> Patience:
+    """How long clients may take for bodies."""
+    limits = settings.limits
+    return Patience(limits.body_idle_s, limits.body_wait_s, limits.body_bytes_per_s)
 
 
 def transport(settings: Settings, origin: str, slots: Slots, own_id: bytes) -> HttpTransport:

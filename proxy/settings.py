@@ -157,6 +157,11 @@ class Limits(Section):
     connection ends."""
     body_idle_s: Annotated[float, Gt(0)] = 30.0
     """Silence in the middle of a request's body after which it is refused with 408."""
+    body_bytes_per_s: Annotated[float, Ge(0)] = 1_024.0
+    """Least rate at which a body has to come, over each ``body_idle_s`` for which it is waited for; below it 408. Zero:
+    any. Time in which the upstream takes nothing does not count."""
+    body_wait_s: Annotated[float, Gt(0)] = 1_800.0
+    """How long a body is waited for altogether; then 408. Again without the time that the upstream takes."""
     write_idle_s: Annotated[float, Gt(0)] = 60.0
     """How long a client may take nothing of an answer that waits for it; then the connection is broken."""
 

@@ -58,6 +58,7 @@ SECTIONS = {
         "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
         "and no request; a start that it makes impossible says why",
         "R20": "A request that comes back to the proxy that sent it is refused at once, and the log says where it went",
+        "R21": "No stranger can hold what others need: slots of an upstream, the admin listener",
         "R22": "A Redis whose name moves while all connections stay open is found: entries are kept there within 5 s, "
         "what the old one did not take is told, and the log has one line",
     },
@@ -97,9 +98,9 @@ SECTIONS = {
         "S12": "The admin API is closed: without the token, where one is set, no route answers; elsewhere no page of "
         "another site; a change is one JSON order; exposed without a token it does not start; the data port has "
         "none of it",
-        "S13": "Slow clients cost little",
+        "S13": "Slow clients cost little: heads, bodies and readers that drip or stop end after their time",
         "S14": "Bombs do not go off",
-        "S15": "The gRPC port stands HTTP/2 floods",
+        "S15": "The gRPC port stands HTTP/2 floods, and an odd head ends no call but its own",
         "S16": "Timing tells tenants nothing of each other",
         "S17": "A credential that the vendor has refused gets no hits",
         "S18": "Least power in Redis",

@@ -44,6 +44,13 @@ class Body(Protocol):
         Nothing of it is lost for ``read`` and ``pieces``.
         """
 
+    async def begun(self, limit: int) -> bool:
+        """
+        Wait until all of the body has come, if it is said to be no longer than *limit*, else until its first piece has.
+
+        Nothing of it is lost for ``read`` and ``pieces``. Whether all of it is here.
+        """
+
     def pieces(self) -> AsyncIterator[bytes]:
         """All of the body, what ``read`` has already taken included."""
 

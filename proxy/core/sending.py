@@ -32,6 +32,10 @@ class Sending:
         """See ``core.answer.Body``."""
         return self._body.at_hand(limit)
 
+    async def begun(self, limit: int) -> bool:
+        """See ``core.answer.Body``."""
+        return await self._body.begun(limit)
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """See ``core.answer.Body``; each piece leaves when the next one is there, and the last one when it may."""
         held: bytes | None = None

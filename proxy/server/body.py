@@ -1,7 +1,9 @@
 """A client's request body: read whole when it must be keyed, passed on as it arrives otherwise."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -9,12 +11,28 @@ from proxy.errors import ClientError, ErrorCode
 from proxy.server.half_closed import CONTINUE
 
 
-class IncomingBody:
-    """Implements ``core.answer.Body`` on an aiohttp request; *idle_s* is how long its client may be silent."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """
+    How long a client may take for a body. Only time counts in which the proxy waits for it, and not the upstream's.
 
-    def __init__(self, raw: web.BaseRequest, idle_s: float) -> None:
+    *idle_s* in one go, *total_s* altogether; within each *idle_s* of waiting there are *bytes_per_s* at least.
+    """
+
+    idle_s: float
+    total_s: float = math.inf
+    bytes_per_s: float = 0.0
+
+
+class IncomingBody:
+    """Implements ``core.answer.Body`` on an aiohttp request."""
+
+    def __init__(self, raw: web.BaseRequest, patience: Patience) -> None:
         self._raw = raw
-        self._idle_s = idle_s
+        self._patience = patience
+        self._waited_s = 0.0
+        self._looked_s = 0.0
+        self._looked_bytes = 0
         self._taken: list[bytes] = []
         # RFC 9110 §10.1.1: a client of HTTP/1.0 does not know interim answers.
         self._asked_to_continue = hdrs.EXPECT not in raw.headers or raw.version < HttpVersion11
@@ -61,6 +79,16 @@ class IncomingBody:
         self._taken = [b"".join((*self._taken, rest))]
         return self._taken[0]
 
+    async def begun(self, limit: int) -> bool:
+        """Wait for all of the body if it is short, else for its first piece: see ``core.answer.Body``."""
+        if self.length is not None and self.length <= limit:
+            return await self.read(limit) is not None
+        if not self._taken:
+            async for piece in self._arriving():
+                self._taken.append(piece)
+                break
+        return self.is_empty
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """All of the body: first what was already read, then the rest as it arrives."""
         for piece in self._taken:
@@ -88,14 +116,30 @@ class IncomingBody:
         try:
             if content.is_eof():  # all of it is here
                 return await content.readany()
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    return await content.readany()
-            except TimeoutError:
-                if self.is_answered:
-                    return await content.readany()
-                self.fault = ClientError(ErrorCode.REQUEST_TIMEOUT, "the request's body did not come in time", 408)
-                raise self.fault from None
+            if self.is_answered:
+                return await content.readany()
+            return await self._awaited()
         except web.RequestPayloadError as error:
             self.fault = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
             raise self.fault from error
+
+    async def _awaited(self) -> bytes:
+        patience, loop = self._patience, asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(min(patience.idle_s, patience.total_s - self._waited_s)):
+                piece = await self._raw.content.readany()
+        except TimeoutError:
+            if self.is_answered:
+                return await self._raw.content.readany()
+            raise self._too_slow() from None
+        self._waited_s += loop.time() - began_s
+        if (span_s := self._waited_s - self._looked_s) >= patience.idle_s:
+            if self.received_bytes + len(piece) - self._looked_bytes < span_s * patience.bytes_per_s:
+                raise self._too_slow()
+            self._looked_s, self._looked_bytes = self._waited_s, self.received_bytes + len(piece)
+        return piece
+
+    def _too_slow(self) -> ClientError:
+        self.fault = ClientError(ErrorCode.REQUEST_TIMEOUT, "the request's body did not come in time", 408)
+        return self.fault

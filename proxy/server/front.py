@@ -20,9 +20,10 @@ from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import Head, HeaderLines
+from proxy.core.share import ADDRESS
 from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError
 from proxy.flow import Flow
-from proxy.server.body import IncomingBody
+from proxy.server.body import IncomingBody, Patience
 from proxy.server.connection import Connection
 from proxy.server.intake import Intake, wants_websocket
 from proxy.server.ready import Ready
@@ -63,7 +64,7 @@ class Front:
         observer: RequestObserver,
         error_body: ErrorBody,
         clients: Clients,
-        body_idle_s: float,
+        body_patience: Patience,
         cache_status_on_pass: bool = False,
         own_id: bytes = b"",
         clock: Clock = SYSTEM_CLOCK,
@@ -76,7 +77,7 @@ class Front:
         self._error_body = error_body
         self.clients = clients
         self.own_id = own_id
-        self._body_idle_s = body_idle_s
+        self._body_patience = body_patience
         self._cache_status_on_pass = cache_status_on_pass
         self._clock = clock
         self.is_draining = False
@@ -85,7 +86,7 @@ class Front:
     async def handle(self, raw: web.BaseRequest, intake: Intake) -> web.StreamResponse:
         """One request from its head to the last byte of its answer."""
         outcome = Outcome(started_s=self._clock.monotonic())
-        body = IncomingBody(raw, self._body_idle_s)
+        body = IncomingBody(raw, self._body_patience)
         self.running += 1
         try:
             return await self._answered(raw, intake, body, outcome)
@@ -125,6 +126,7 @@ class Front:
         request = intake.request(raw)
         outcome.upstream = request.upstream
         may_stay = True
+        ADDRESS.set(raw.remote or "")
         if wants_websocket(raw) and self._bridge.serves(request.upstream):
             outcome.operation = "websocket"
             bridged = await self._bridge.run(raw, request, outcome)

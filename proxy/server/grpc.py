@@ -23,11 +23,12 @@ from proxy.core.listening import Tls
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import GRPC, HeaderLines, Request
+from proxy.core.share import ADDRESS
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError
 from proxy.flow import Flow
 from proxy.server.front import RequestObserver
-from proxy.server.grpc_intake import GrpcIntake
+from proxy.server.grpc_intake import GrpcIntake, address_of
 from proxy.server.grpc_server import GrpcServer
 from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Metadata, Options, metadata_of
@@ -141,6 +142,7 @@ class GrpcFront:
         context.add_done_callback(lambda _context: self._finished(call))
         call.is_awaited = True
         await _end_of_messages(context)
+        ADDRESS.set(address_of(context.peer()))
         request = Request(GRPC, head.target, lines, head.upstream, message, context.time_remaining(), head=head)
         answer = await self._flow.answer(request, _Message(message), outcome, found)
         call.after = answer.after
@@ -223,6 +225,10 @@ class _Message:
     def at_hand(self, limit: int) -> bytes | None:
         """The message."""
         return self._content if len(self._content) <= limit else None
+
+    async def begun(self, limit: int) -> bool:  # noqa: ARG002  it is here already
+        """All of it."""
+        return True
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The message in one piece."""

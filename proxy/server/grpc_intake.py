@@ -42,3 +42,8 @@ class GrpcIntake:
         if len(method) + held_bytes(lines) <= _MAX_HEAD_BYTES:
             self._known[method, metadata] = known
         return known
+
+
+def address_of(peer: str) -> str:
+    """The IP address in what the library calls a *peer*: ``ipv4:127.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``."""
+    return peer.partition(":")[2].rpartition(":")[0]

@@ -28,6 +28,7 @@ from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request
+from proxy.core.share import NOBODY, SHARE
 from proxy.core.trouble import Trouble
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.slots import Slots
@@ -121,14 +122,14 @@ class GrpcTransport:
         """
         timeout_s = self._read_timeout_s if request.timeout_s is None else request.timeout_s
         ends_s = asyncio.get_running_loop().time() + timeout_s
-        await self._slots.take(timeout_s, is_again=request.is_again)
+        slot = await self._slots.take(timeout_s, share=SHARE.get(NOBODY), is_again=request.is_again)
         try:
             message = request.body
             if message is None:
                 message = b"" if body is None else b"".join([piece async for piece in body.pieces()])
             return await self._call(request, message, ends_s - asyncio.get_running_loop().time())
         finally:
-            self._slots.give_back()
+            slot.give_back()
 
     async def _call(self, request: Request, message: bytes, timeout_s: float) -> GrpcReply:
         method = self._channel.unary_unary(request.target)

@@ -20,14 +20,18 @@ from proxy.core import loops
 from proxy.core.answer import Body
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
+from proxy.core.share import NOBODY, SHARE
 from proxy.core.trouble import Trouble
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import WANTS_FRESH, Connections
 from proxy.transport.exchange import MAX_BYTES, Exchange, Received
 from proxy.transport.framing import Framed, framed
-from proxy.transport.slots import Slots
+from proxy.transport.slots import Slot, Slots
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+WHOLE_BYTES = 65_536
+"""Bodies up to here are here before a slot is taken; of others the first piece is."""
 
 _READ_AHEAD_BYTES = 65_536
 """Of an answer that its client does not take; aiohttp keeps twice this, and as much again on its way out."""
@@ -83,7 +87,8 @@ class HttpTransport:
     Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those.
 
     Each says in ``CDN-Loop`` that it went through the proxy *own_id*.
-    Each takes one of the *slots* until its connection is free again: when the answer was read to its end, or closed.
+    Each takes one of the *slots* once its body is here, or flows, until its connection is free again: when the answer
+    was read to its end, or closed.
     """
 
     def __init__(
@@ -125,14 +130,15 @@ class HttpTransport:
             UpstreamError: busy, unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a
                 byte.
         """
-        await self._slots.take(is_again=request.is_again)
-        with _Slot(self._slots) as slot:
+        is_upload = request.body is None and body is not None and not await body.begun(WHOLE_BYTES)
+        taken = await self._slots.take(share=SHARE.get(NOBODY), is_again=request.is_again, is_long=is_upload)
+        with _Slot(taken) as slot:
             WANTS_FRESH.set(request.is_again)
             outgoing = framed(request, body, MAX_BYTES, self._added)
             message = self._exchange.message(request, outgoing)
             response: aiohttp.ClientResponse | Received
             if message is None:
-                response = await self._stream(request, outgoing, body)
+                response = await self._stream(request, outgoing, body, taken)
             else:
                 response = await self._exchange.ask(message, body, is_head=request.method == hdrs.METH_HEAD)
             slot.held_by(response)
@@ -142,14 +148,16 @@ class HttpTransport:
             raise UpstreamError(ErrorCode.UPSTREAM_PROTOCOL, text, trouble=Trouble.PROTOCOL)
         return UpstreamAnswer(response)
 
-    async def _stream(self, request: Request, outgoing: Framed, body: Body | None) -> aiohttp.ClientResponse:
+    async def _stream(
+        self, request: Request, outgoing: Framed, body: Body | None, slot: Slot
+    ) -> aiohttp.ClientResponse:
         if body is not None and isinstance(outgoing.content, bytes):
             await body.before_end()
         return await self._session.request(
             request.method,
             URL(self.origin + request.target, encoded=True),
             headers=_headers(outgoing.lines),
-            data=outgoing.content or None,
+            data=_data(outgoing, slot),
             allow_redirects=False,
         )
 
@@ -162,8 +170,8 @@ class HttpTransport:
         Raises:
             ClientError, UpstreamError: as ``send``.
         """
-        await self._slots.take()
-        with _Slot(self._slots) as slot:
+        taken = await self._slots.take(share=SHARE.get(NOBODY), is_long=True)
+        with _Slot(taken) as slot:
             try:
                 socket = await self._handshakes.ws_connect(
                     URL(self.origin + request.target, encoded=True),
@@ -211,15 +219,15 @@ def _session(
 class _Slot:
     """One slot that was taken, on its way from a request to the answer's connection; given back if no answer comes."""
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
         self._is_held = False
 
     def held_by(self, response: aiohttp.ClientResponse | Received) -> None:
         """*response* gives the slot back with its connection; one that is there whole has none any more."""
         if response.connection is not None:
             self._is_held = True
-            response.connection.add_callback(self._slots.give_back)
+            response.connection.add_callback(self._slot.give_back)
 
     def __enter__(self) -> Self:
         """Nothing to do."""
@@ -230,7 +238,7 @@ class _Slot:
     ) -> None:
         """Give the slot back if no answer does; aiohttp's exceptions become ours."""
         if not self._is_held:
-            self._slots.give_back()
+            self._slot.give_back()
         if isinstance(error, (aiohttp.ClientError, TimeoutError, OSError)):
             raise _translated(error) from error
 
@@ -263,6 +271,20 @@ def _headers(lines: HeaderLines) -> CIMultiDict[str]:
         return CIMultiDict([(name.decode("ascii"), value.decode("utf-8")) for name, value in lines])
     except UnicodeDecodeError as error:
         raise ClientError(ErrorCode.BAD_REQUEST, "a header value is not UTF-8") from error
+
+
+def _data(outgoing: Framed, slot: Slot) -> bytes | AsyncIterator[bytes] | None:
+    content = outgoing.content
+    if isinstance(content, bytes):
+        return content or None
+    return _uploaded(content, slot)
+
+
+async def _uploaded(pieces: AsyncIterator[bytes], slot: Slot) -> AsyncIterator[bytes]:
+    """The *pieces* of a body; after the last one the request depends on its client no more."""
+    async for piece in pieces:
+        yield piece
+    slot.shorten()
 
 
 def _declared_length(response: aiohttp.ClientResponse | Received) -> int | None:

@@ -34,7 +34,7 @@ def patience(seconds: float, **others: str) -> dict[str, str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def impatient() -> AsyncIterator[WireRig]:
-    async with wire_rig(**patience(PATIENCE_S)) as rig:
+    async with wire_rig(**patience(PATIENCE_S, LIMITS_BODY_BYTES_PER_S="10")) as rig:
         yield rig
 
 
@@ -161,6 +161,24 @@ async def test_a_body_that_keeps_coming_is_waited_for(rig: WireRig) -> None:
         assert await silent.read_until_closed() == b""
 
 
+@pytest.mark.parametrize("target", [EMBEDDINGS, b"/upload"])
+@pytest.mark.parametrize(("setting", "value"), [("BODY_BYTES_PER_S", "1000"), ("BODY_WAIT_S", "0.5")])
+async def test_s13_a_body_that_drips_is_told_and_closed(target: bytes, setting: str, value: str) -> None:
+    """However steadily: below the least rate, or longer than all the time that there is."""
+    options = {f"DASHCACHE_LIMITS_{setting}": value, "DASHCACHE_LIMITS_BODY_IDLE_S": "0.4"}
+    if setting == "BODY_WAIT_S":
+        options["DASHCACHE_LIMITS_BODY_BYTES_PER_S"] = "0"
+    async with wire_rig(**options) as rig, await rig.client() as client:
+        await client.send(unfinished(b"", target, 100_000))
+        answer = asyncio.ensure_future(client.read_response(method="POST"))
+        while not answer.done():
+            with contextlib.suppress(ConnectionError):
+                await client.send(b" ")
+            await asyncio.sleep(0.02)
+        assert told_too_slow(await answer), answer
+        assert not rig.upstream.requests
+
+
 async def test_a_client_is_not_blamed_for_an_upstream_that_does_not_read(rig: WireRig) -> None:
     held = Gate("upload")
 
@@ -191,15 +209,15 @@ async def test_an_answer_that_began_before_the_body_ended_goes_on_and_so_does_th
     rig.upstream.on_head = early
     rig.upstream.answer = answers.raw(wire.chunk(b"late"), b"0\r\n\r\n")
     async with await rig.client() as client:
-        await client.send(unfinished(b"{", b"/duplex", 100))
+        await client.send(unfinished(b"{", b"/duplex", 100_000))  # a short one is sent on when it is here
         await client.reader.readuntil(b"early\r\n")
         for _ in range(2):  # longer than a body may be silent while there is no answer
             async with await rig.client() as silent:
                 await silent.read_until_closed()
-        await client.send(b"}" * 99)
+        await client.send(b"}" * 99_999)
         async with asyncio.timeout(5):
             assert await client.reader.readuntil(b"0\r\n\r\n") == b"4\r\nlate\r\n0\r\n\r\n"
-    assert rig.only_request().body == b"{" + b"}" * 99
+    assert rig.only_request().body == b"{" + b"}" * 99_999
 
 
 # --- readers ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK
 from proxy.core.request import Head, HeaderLines, Request
+from proxy.server.body import Patience
 from proxy.server.connection import Connection
 from proxy.server.front import Front
 from proxy.server.http import DataServer
@@ -268,7 +269,7 @@ class MemoryPort:
             observer=self.observed,
             error_body=lambda path, code, message, request_id: f"{path} {code} {message} {request_id}".encode(),
             clients=self.clients,
-            body_idle_s=BODY_IDLE_S,
+            body_patience=Patience(BODY_IDLE_S),
         )
         upstream_of: Callable[[str, str, HeaderLines], str] = lambda *_: "vendor"  # noqa: E731
         self.server = DataServer(

@@ -174,6 +174,9 @@ class FakeTiers:
 class NobodyRefused:
     """Callers whom the upstream accepts."""
 
+    def known(self, request: Request) -> bytes:
+        return b""
+
     def accepted(self, owner: bytes, mark: bytes | None) -> None:
         pass
 

@@ -43,6 +43,7 @@ from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.switches.purges import LivePurges
 from proxy.planner import Planner
+from proxy.server.body import Patience
 from proxy.server.front import Front
 from proxy.vendors.dashvector_grpc import SERVICE
 from proxy.vendors.registry import Adapters
@@ -607,7 +608,7 @@ async def test_writes_tell_of_themselves_only_where_it_is_wanted():
     _, outcome = await rig.writing()
     assert header_lines(outcome) == ()
     parts: dict[str, Any] = {"flow": rig.flow, "bridge": None, "observer": None, "error_body": None}
-    parts |= {"at_once": None, "ready": None, "clients": None, "body_idle_s": 1.0}
+    parts |= {"at_once": None, "ready": None, "clients": None, "body_patience": Patience(1.0)}
     assert Front(**parts)._own_lines(outcome) == ()
     assert Front(**parts, cache_status_on_pass=True)._own_lines(outcome) == (
         (b"Cache-Status", b"dashcache; fwd=method; fwd-status=200"),

@@ -46,6 +46,9 @@ class Upload:
     def at_hand(self, limit: int) -> bytes | None:
         return self.content if len(self.content) <= limit else None
 
+    async def begun(self, limit: int) -> bool:
+        return True
+
     async def pieces(self) -> AsyncIterator[bytes]:
         yield self.content
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxy.core.share import Share
 from proxy.errors import ErrorCode, UpstreamError
 from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT, Slots
 from tests.support import fake_loop
@@ -46,10 +47,10 @@ def now_s() -> float:
 
 async def one(of: Slots, lasts_s: float) -> float:
     """One request; when it began."""
-    await of.take()
+    slot = await of.take()
     began_s = now_s()
     await asyncio.sleep(lasts_s)
-    of.give_back()
+    slot.give_back()
     return began_s
 
 
@@ -109,10 +110,10 @@ async def test_a_deadline_that_is_nearer_counts() -> None:
 @timeless
 async def test_newcomers_do_not_overtake_the_line() -> None:
     at = slots(max_inflight=1)
-    await at.take()
+    held = await at.take()
     first = asyncio.ensure_future(one(at, 0.25))
     await asyncio.sleep(0)
-    at.give_back()
+    held.give_back()
     assert await one(at, 0) == 0.25
     assert await first == 0
 
@@ -139,16 +140,16 @@ async def test_who_comes_again_goes_first_also_when_the_line_is_full() -> None:
     order: list[str] = []
 
     async def come(name: str, *, is_again: bool = False) -> None:
-        await at.take(is_again=is_again)
+        slot = await at.take(is_again=is_again)
         order.append(name)
-        at.give_back()
+        slot.give_back()
 
-    await at.take()
+    held = await at.take()
     waiting = [asyncio.ensure_future(come(name)) for name in ("first", "second")]
     await asyncio.sleep(0)
     again = asyncio.ensure_future(come("again", is_again=True))
     await asyncio.sleep(0)
-    at.give_back()
+    held.give_back()
     await asyncio.gather(*waiting, again)
     assert order == ["again", "first", "second"]
     assert (at.inflight, at.waiting) == (0, 0)
@@ -157,13 +158,13 @@ async def test_who_comes_again_goes_first_also_when_the_line_is_full() -> None:
 @timeless
 async def test_who_leaves_the_line_takes_no_slot_along() -> None:
     at = slots(max_inflight=1)
-    await at.take()
+    held = await at.take()
     leaving, staying = (asyncio.ensure_future(one(at, 0)) for _ in range(2))
     await asyncio.sleep(0)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert at.waiting == 1
-    at.give_back()
+    held.give_back()
     await staying
     assert at.inflight == 0
 
@@ -171,10 +172,10 @@ async def test_who_leaves_the_line_takes_no_slot_along() -> None:
 @timeless
 async def test_who_leaves_at_the_moment_of_its_turn_gives_it_on() -> None:
     at = slots(max_inflight=1)
-    await at.take()
+    held = await at.take()
     leaving, staying = (asyncio.ensure_future(one(at, 0)) for _ in range(2))
     await asyncio.sleep(0)
-    at.give_back()  # it is its turn now, but it has not run since
+    held.give_back()  # it is its turn now, but it has not run since
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert leaving.cancelled()
@@ -185,8 +186,8 @@ async def test_who_leaves_at_the_moment_of_its_turn_gives_it_on() -> None:
 @timeless
 async def test_a_turn_at_the_last_moment_is_a_turn() -> None:
     at = slots(max_inflight=1, queue_wait_s=1.0)
-    await at.take()
-    asyncio.get_running_loop().call_at(1.0, at.give_back)  # in the same instant as the end of its patience
+    held = await at.take()
+    asyncio.get_running_loop().call_at(1.0, held.give_back)  # in the same instant as the end of its patience
     late = asyncio.ensure_future(one(at, 0))
     await asyncio.gather(late, return_exceptions=True)
     assert (at.inflight, at.waiting) == (0, 0)
@@ -203,12 +204,17 @@ def test_whatever_happens_slots_are_neither_lost_nor_made(seed: int) -> None:
         async def ask() -> None:
             nonlocal worst
             await asyncio.sleep(chance.random() * 5)
-            await at.take()
+            share = Share(chance.choice("abc"), chance.choice([b"", b"1"]))
+            is_long = chance.random() < 0.3
+            slot = await at.take(share=share, is_long=is_long)
             worst = max(worst, at.inflight)
             try:
-                await asyncio.sleep(chance.random())
+                await asyncio.sleep(chance.random() / 2)
+                slot.shorten()
+                await asyncio.sleep(chance.random() / 2)
             finally:
-                at.give_back()
+                slot.give_back()
+                slot.give_back()  # once
 
         asking = [asyncio.ensure_future(ask()) for _ in range(200)]
         for task in chance.sample(asking, 60):
@@ -217,8 +223,7 @@ def test_whatever_happens_slots_are_neither_lost_nor_made(seed: int) -> None:
         assert {type(end) for end in ended} <= {type(None), UpstreamError, asyncio.CancelledError}
         assert worst <= 3
         assert (at.inflight, at.waiting) == (0, 0)
-        await at.take()
-        at.give_back()
+        (await at.take()).give_back()
 
     fake_loop.run(storm())
 
@@ -275,3 +280,105 @@ async def test_what_was_not_used_is_not_kept_beyond_a_second() -> None:
     began = await asyncio.gather(*(one(at, 0) for _ in range(15)))
     assert began[9] == 3600
     assert began[10] > 3600.05
+
+
+# --- shares -----------------------------------------------------------------------------------------------------------
+
+
+async def turns(of: Slots, shares: list[Share]) -> list[Share]:
+    """The order in which those who come in the order of *shares* get one slot after the other."""
+    order: list[Share] = []
+
+    async def come(share: Share) -> None:
+        slot = await of.take(share=share)
+        order.append(share)
+        await asyncio.sleep(0.01)
+        slot.give_back()
+
+    await asyncio.gather(*(come(share) for share in shares))
+    return order
+
+
+@timeless
+async def test_r21_one_client_alone_has_all_slots_and_the_whole_line() -> None:
+    app = Share("10.0.0.1", b"key")
+    at = slots(max_inflight=5, max_queue=15)
+    taken = await asyncio.gather(*(at.take(share=app) for _ in range(5)))
+    waiting = [asyncio.ensure_future(at.take(share=app)) for _ in range(15)]
+    await asyncio.sleep(0)
+    assert (at.inflight, at.waiting) == (5, 15)
+    for slot in taken:
+        slot.give_back()
+    for slot in await asyncio.gather(*waiting[:5]):
+        slot.give_back()
+
+
+@timeless
+async def test_r21_when_several_wait_the_next_turn_is_for_who_has_least() -> None:
+    many, few = Share("10.0.0.1"), Share("10.0.0.2")
+    at = slots(max_inflight=2, max_queue=100, queue_wait_s=60)
+    held = await at.take(share=many)  # for as long as this lasts, the one slot left is given in turn
+    order = await turns(at, [many] * 6 + [few] * 3)
+    held.give_back()
+    assert order[0] == many  # nobody else was there
+    assert order[1:4] == [few] * 3
+
+
+@timeless
+async def test_r21_behind_one_address_credentials_share() -> None:
+    known, made_up = Share("10.0.0.1", b"key"), Share("10.0.0.1")
+    at = slots(max_inflight=2, max_queue=100, queue_wait_s=60)
+    held = await at.take(share=made_up)
+    order = await turns(at, [made_up] * 6 + [known] * 3)
+    held.give_back()
+    assert order[1:4] == [known] * 3
+
+
+@timeless
+async def test_r21_a_full_line_makes_room_for_who_waits_less() -> None:
+    refused: list[str] = []
+    stranger, app = Share("10.0.0.1"), Share("10.0.0.2", b"key")
+    at = slots(max_inflight=1, max_queue=4, queue_wait_s=60, refused=refused)
+    held = await at.take(share=stranger)
+    crowd = [asyncio.ensure_future(turns(at, [stranger])) for _ in range(4)]
+    await asyncio.sleep(0)
+    own = asyncio.ensure_future(turns(at, [app]))
+    await asyncio.wait([*crowd, own], return_when=asyncio.FIRST_COMPLETED)
+    assert [task.done() for task in crowd] == [False, False, False, True]  # who came last among those who have most
+    assert refused == [QUEUE_FULL]
+    with pytest.raises(UpstreamError):
+        await crowd[3]
+    held.give_back()
+    await asyncio.gather(own, *crowd[:3])
+    assert (at.inflight, at.waiting) == (0, 0)
+
+
+@timeless
+async def test_r21_a_full_line_of_many_makes_no_room_for_one_more_of_them() -> None:
+    at = slots(max_inflight=1, max_queue=2)
+    await at.take()
+    crowd = [asyncio.ensure_future(at.take(share=Share(address))) for address in "ab"]
+    await asyncio.sleep(0)
+    with pytest.raises(UpstreamError):
+        await at.take(share=Share("c"))
+    assert now_s() == 0
+    for task in crowd:
+        task.cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+
+
+@timeless
+async def test_r21_what_lasts_as_its_client_likes_leaves_a_quarter_to_others() -> None:
+    at = slots(max_inflight=8, queue_wait_s=0.5)
+    uploads = [await at.take(is_long=True) for _ in range(6)]
+    one_more = asyncio.ensure_future(at.take(is_long=True))
+    await asyncio.sleep(0)
+    whole = [await at.take() for _ in range(2)]  # past the one that waits
+    assert (now_s(), at.waiting) == (0, 1)
+    uploads[0].shorten()  # the upload is complete, and its answer awaited like any other's
+    assert at.waiting == 1  # for all slots are taken
+    whole[0].give_back()
+    last = await one_more
+    for slot in (*uploads, whole[1], last):
+        slot.give_back()
+    assert (at.inflight, at.waiting) == (0, 0)
