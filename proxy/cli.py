@@ -120,6 +120,7 @@ def check() -> None:
 
     Status 2: there are mistakes in them, and every one is shown.
     """
+    from proxy.ops.processes.data_folder import secret_of_own  # noqa: PLC0415
     from proxy.settings_circles import circles  # noqa: PLC0415
     from proxy.settings_explain import explain  # noqa: PLC0415
     from proxy.settings_source import load_with_sources  # noqa: PLC0415
@@ -128,7 +129,7 @@ def check() -> None:
         loaded = load_with_sources(os.environ)
     except ConfigError as error:
         _fail_with_mistakes(error)
-    click.echo(explain(loaded.settings, loaded.sources))
+    click.echo(explain(loaded.settings, loaded.sources, secret_of_own(loaded.settings.data_dir)))
     for warning in (*loaded.warnings, *circles(loaded.settings)):
         click.echo(f"warning: {warning}", err=True)
 
@@ -227,11 +228,16 @@ def reload(admin: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
 @admin_options
 def stats(*, as_json: bool, admin: str | None) -> None:
-    """Show requests, hit ratios, calls, tokens and money saved."""
+    """
+    Show requests, hit ratios, calls, tokens and money saved.
+
+    Below the table stands what each column means.
+    """
+    from proxy.ops.admin.legend import LEGEND  # noqa: PLC0415
     from proxy.ops.admin.table import table  # noqa: PLC0415
 
     _, document = _ask(admin, "GET", "/v1/stats")
-    click.echo(json.dumps(document, indent=2) if as_json else table(document))
+    click.echo(json.dumps(document, indent=2) if as_json else f"{table(document)}\n\n{LEGEND}")
 
 
 @main.command()

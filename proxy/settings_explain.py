@@ -11,15 +11,20 @@ _DEFAULTS = {DEFAULT_UPSTREAM: "dashscope_url", DEFAULT_VECTOR_UPSTREAM: "dashve
 """What makes an upstream that is not one of ``upstreams``."""
 
 
-def explain(settings: Settings, sources: Mapping[SettingPath, str]) -> str:
-    """The settings in force for a terminal: grouped, each with its value and where it came from; secrets hidden."""
+def explain(settings: Settings, sources: Mapping[SettingPath, str], own_secret: str) -> str:
+    """
+    The settings in force for a terminal: grouped, each with its value and where it came from; secrets hidden.
+
+    *own_secret* is shown in the place of a ``key_secret`` that is not set.
+    """
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for leaf in (leaf for leaf in leaves() if "*" not in leaf.path):
         value: object = settings
         for part in leaf.path:
             value = getattr(value, part)
         group = leaf.path[0] if len(leaf.path) > 1 else "general"
-        groups.setdefault(group, []).append((leaf.path[-1], _shown(leaf, value), source(sources, leaf.path)))
+        shown = own_secret if leaf.path == ("key_secret",) and not value else _shown(leaf, value)
+        groups.setdefault(group, []).append((leaf.path[-1], shown, source(sources, leaf.path)))
     for model, rule in sorted(settings.models.items()):
         stated = ((name, value) for name, value in dataclasses.asdict(rule).items() if value is not None)
         rows = ((dotted((model, name)), str(value), source(sources, ("models", model, name))) for name, value in stated)

@@ -330,7 +330,7 @@ def test_explain_shows_each_value_and_its_source(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[[upstreams]]\nname = "us"\nurl = "us"\nhosts = ["us.internal"]')
     environ = {"DASHCACHE_CONFIG": str(tmp_path / "mine.toml"), "DASHCACHE_LOG_LEVEL": "error"}
     loaded = load_with_sources(HOME | environ, tmp_path)
-    lines = [" ".join(line.split()) for line in explain(loaded.settings, loaded.sources).splitlines()]
+    lines = [" ".join(line.split()) for line in explain(loaded.settings, loaded.sources, "(not set)").splitlines()]
     for line in (
         "workers 2 default.toml",
         "data_dir /home/somebody/.local/state/dashcache default",
@@ -357,7 +357,7 @@ def test_explain_shows_both_protocols_of_a_cluster(tmp_path: Path) -> None:
     rule = '[[upstreams]]\nname = "b"\nvendor = "dashvector"\nurl = "http://b:80"\n'
     (tmp_path / "production.toml").write_text(rule + 'listen = "127.0.0.1:1"\ngrpc_listen = "127.0.0.1:2"')
     loaded = load_with_sources(HOME | {"DASHCACHE_DASHVECTOR_URL": "https://a"}, tmp_path)
-    lines = [" ".join(line.split()) for line in explain(loaded.settings, loaded.sources).splitlines()]
+    lines = [" ".join(line.split()) for line in explain(loaded.settings, loaded.sources, "(not set)").splitlines()]
     for line in (
         "dashvector gRPC https://a for 127.0.0.1:50051 environment DASHCACHE_DASHVECTOR_URL",
         "b http://b for b, 127.0.0.1:1 production.toml",
@@ -370,7 +370,7 @@ def test_explain_takes_a_model_of_which_nothing_is_said(tmp_path: Path) -> None:
     for name in ("default", "production"):
         (tmp_path / f"{name}.toml").write_text("[models.m]" if name == "default" else "")
     loaded = load_with_sources(HOME, tmp_path)
-    assert "\nmodels\n" in explain(loaded.settings, loaded.sources)
+    assert "\nmodels\n" in explain(loaded.settings, loaded.sources, "(not set)")
 
 
 def test_explain_hides_secrets(tmp_path: Path) -> None:
@@ -382,12 +382,12 @@ def test_explain_hides_secrets(tmp_path: Path) -> None:
         "DASHCACHE_KEY_SECRET": CANARY,
     }
     loaded = load_with_sources(HOME | secrets, tmp_path)
-    text = explain(loaded.settings, loaded.sources)
+    text = explain(loaded.settings, loaded.sources, "(not set)")
     assert CANARY not in text
     assert CANARY not in repr(loaded)
     assert text.count("(set)") == 3
     bare = load_with_sources(HOME, tmp_path)
-    assert explain(bare.settings, bare.sources).count("(not set)") == 3
+    assert explain(bare.settings, bare.sources, "(not set)").count("(not set)") == 3
 
 
 if __name__ == "__main__":

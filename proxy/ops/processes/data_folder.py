@@ -73,6 +73,18 @@ class DataFolder:
             os.close(self._lock)
 
 
+def secret_of_own(data_dir: Path) -> str:
+    """In words: whether a key secret was made in the folder *data_dir*, and where. Makes nothing."""
+    path = data_dir.expanduser().absolute() / SECRET_FILE
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return f"(none yet: the first start makes {path})"
+    except OSError as error:
+        return f"({path} cannot be looked at: {error.strerror or error})"
+    return f"(made by a start, in {path})"
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put *content* at *path*, readable by us alone; whoever reads sees the old or the new, whole. Raises OSError."""
     number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -15,7 +15,9 @@ from proxy.cli import main
 from proxy.core.listening import Port
 from proxy.core.purges import Mark, Marks
 from proxy.ops.admin.health import State
+from proxy.ops.admin.legend import COLUMNS
 from proxy.ops.admin.stats import stats as stats_document
+from proxy.ops.processes.data_folder import DataFolder
 from proxy.ops.switches.live import LiveModes
 from proxy.ops.telemetry import labels
 from proxy.settings import Start
@@ -287,6 +289,10 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     assert re.search(
         r"^purged +upstream dashvector, collection users, \d+d \d+h ago; 2 marks in all$", table.output, re.MULTILINE
     )
+    explained = [heading for headings in COLUMNS for heading in headings.split(", ")]
+    operations = next(line for line in table.output.splitlines() if line.startswith("operation "))
+    assert set(re.split(" {2,}", operations)[1:]) <= set(explained)
+    assert all(meaning in table.output for meaning in COLUMNS.values())
     as_json = call("stats", "--json", DASHCACHE_ADMIN_LISTEN=admin.address)
     assert json.loads(as_json.output) == admin.document
 
@@ -296,6 +302,23 @@ def test_check_shows_what_holds_and_hides_secrets() -> None:
     assert result.exit_code == 0, result.output
     assert "DASHCACHE_WORKERS" in result.output
     assert TOKEN not in result.output
+
+
+def test_check_shows_whether_a_key_secret_was_made_and_where(tmp_path: Path) -> None:
+    place = tmp_path / "data" / "key.secret"
+    environment = {"DASHCACHE_DATA_DIR": str(place.parent)}
+    assert f"(none yet: the first start makes {place})" in call("check", **environment).output
+    assert not place.parent.exists()
+    folder = DataFolder(place.parent)
+    secret = folder.key_secret().decode()
+    folder.close()
+    made = call("check", **environment).output
+    assert f"(made by a start, in {place})" in made
+    assert secret not in made
+    assert str(place) not in call("check", DASHCACHE_KEY_SECRET=TOKEN, **environment).output
+    place.parent.rename(tmp_path / "moved")
+    place.parent.write_text("a file in the folder's place")
+    assert f"({place} cannot be looked at: Not a directory)" in call("check", **environment).output
 
 
 @pytest.mark.parametrize("command", ["check", "run", "health"])
