@@ -57,11 +57,12 @@ def document(content: object, status: int = 200, headers: dict[str, str] | None 
 
 
 class Guard:
-    """The rules for one listener."""
+    """The rules for one listener; *run_token* is as good as the operator's, where there is one."""
 
-    def __init__(self, listen: Listen) -> None:
+    def __init__(self, listen: Listen, run_token: str = "") -> None:
         token = listen.admin_token
-        self._token_digest = _digest(token.reveal()) if token is not None else None
+        known = [] if token is None else [token.reveal(), *([run_token] if run_token else [])]
+        self._token_digests = [_digest(each) for each in known]
         self._own_host = split_address(listen.admin)[0].lower()
 
     def check(self, request: web.Request) -> None:
@@ -80,12 +81,13 @@ class Guard:
 
     def _is_token_right(self, request: web.Request) -> bool:
         """Whether the right token came with *request*; Refused if one is needed and did not."""
-        if self._token_digest is None:
+        if not self._token_digests:
             return False
         values = request.headers.getall(hdrs.AUTHORIZATION, [])
         scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         # Digests have one length, so that the time of a comparison tells nothing about the token's.
-        is_right = hmac.compare_digest(_digest(token.strip()), self._token_digest)
+        given = _digest(token.strip())
+        is_right = any(hmac.compare_digest(given, known) for known in self._token_digests)
         if scheme.lower() != "bearer" or not is_right:
             raise Refused(401, "TokenNeeded", ("send the admin token as Authorization: Bearer",))
         return True

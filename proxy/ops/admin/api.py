@@ -4,6 +4,7 @@ The admin API on its own listener, in the supervisor: health, readiness, metrics
 Who may ask is decided in ``access``. The data port knows none of these routes: it forwards every path.
 """
 
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,8 @@ class Admin:
         self._upstreams = labels.upstream_operations(settings)
         self._runner: web.AppRunner | None = None
         self.visitors = Visitors()
+        self.run_token = secrets.token_urlsafe(32) if settings.listen.admin_token is not None else ""
+        """For commands on this machine that can read the data folder, where the operator's token is never written."""
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.share: Share | None = None
         self.sweep: Sweep | None = None
@@ -56,7 +59,8 @@ class Admin:
 
     async def start(self, bound: socket.socket) -> None:
         """Serve on *bound*, which becomes ours."""
-        app = web.Application(middlewares=[middleware(Guard(self._settings.listen))], client_max_size=_MAX_BODY_BYTES)
+        guard = Guard(self._settings.listen, self.run_token)
+        app = web.Application(middlewares=[middleware(guard)], client_max_size=_MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),

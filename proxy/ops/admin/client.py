@@ -99,7 +99,7 @@ def _address(environ: Mapping[str, str], admin: str | None) -> tuple[str, str]:
     running = _running(environ)
     # An address in the environment of the command may be another proxy's, on this machine or elsewhere.
     if running is not None and stated in ("", running.stated):
-        return _url(running.admin), given or running.token
+        return _url(running.admin), running.token or given
     listen = load(environ).listen
     if split_address(listen.admin)[1] == 0:
         raise NoAnswerError("the admin listener has a port of its own choice; name it with --admin")

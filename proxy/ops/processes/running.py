@@ -1,9 +1,10 @@
 """
-The note in the data folder by which commands find the running proxy: its admin address, and the token it asks for.
+The note in the data folder by which commands find the running proxy: its admin address, and a token for this run.
 
 A mistake in a file on disk must not keep anybody from looking at, or switching, a proxy that runs with the settings of
-before. The note is readable by its owner alone, as the folder and the key secret in it are, and goes when the proxy
-ends. It is believed only while the process that wrote it holds the folder's lock: its address may be another's by now.
+before. The token is made for each run, and is not the operator's. The note is readable by its owner alone, as the
+folder and the key secret in it are, and goes when the proxy ends. It is believed only while the process that wrote it
+holds the folder's lock: its address may be another's by now.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ _MAX_BYTES = 16 * 1024
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A proxy that runs: its supervisor's process, where it was told to listen, where it does, and the admin token."""
+    """A proxy that runs: its supervisor's process, where it was told to listen, where it does, and its token."""
 
     pid: int
     stated: str

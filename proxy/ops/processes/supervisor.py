@@ -170,7 +170,7 @@ class Supervisor:
         stack.push_async_callback(admin.close)
         await self._start_admin(admin)
         stack.callback(running.remove, folder.path)
-        self._note_running(folder.path)
+        self._note_running(folder.path, admin.run_token)
         redis_url = await self._redis(folder, stack)
         if redis_url is not None:
             await self._share(redis_url, secret, folder=folder, books=(book, purges), admin=admin, stack=stack)
@@ -193,12 +193,10 @@ class Supervisor:
         admin.visitors.most = room_for(admin.visitors.most, others)
         await admin.start(bound)
 
-    def _note_running(self, folder: Path) -> None:
+    def _note_running(self, folder: Path, token: str) -> None:
         """Let commands find us, whatever happens to the files that our settings come from."""
-        listen = self._settings.listen
-        token = listen.admin_token.reveal() if listen.admin_token is not None else ""
         try:
-            running.write(folder, running.Running(os.getpid(), listen.admin, self.state.admin, token))
+            running.write(folder, running.Running(os.getpid(), self._settings.listen.admin, self.state.admin, token))
         except OSError as error:
             logger().warning("running_not_noted", error=error.strerror, consequence="commands go by the settings alone")
 

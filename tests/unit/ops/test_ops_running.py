@@ -46,10 +46,13 @@ def command(data_dir: Path, config: Path, *arguments: str, **environ: str) -> Re
 def test_commands_work_with_a_mistake_in_the_files(data_dir: Path, broken: Path, mistake: str) -> None:
     with started(data_dir, broken) as proxy:
         assert (data_dir / running.FILE).stat().st_mode & 0o777 == 0o600
+        assert TOKEN not in (data_dir / running.FILE).read_text()
         broken.write_text(mistake)
         for arguments in (["stats"], ["health"], ["bypass", "on"], ["bypass", "off"], ["purge", "--all", "--yes"]):
             done = command(data_dir, broken, *arguments)
             assert (arguments, done.exit_code) == (arguments, 0), done.output
+        # One that was changed on disk only is not the running proxy's.
+        assert command(data_dir, broken, "health", DASHCACHE_ADMIN_TOKEN="another token").exit_code == 0
         refused = command(data_dir, broken, "reload")
         assert refused.exit_code == 1
         assert "dashcache.toml" in refused.output
