@@ -83,20 +83,26 @@ async def health(proxy: ProxyProcess) -> Any:
     return (await asyncio.to_thread(proxy.admin, "GET", "/healthz")).json()
 
 
-async def goes_through(proxy: ProxyProcess, load: Workload) -> None:
-    """A worker's death, a reload and two orders, with load all the while that sees none of it."""
+async def is_served(proxy: ProxyProcess) -> None:
+    """Every text is answered, over connections of now: those to a killed worker break, whatever the disk."""
+    async with Workload(proxy.http_url) as load:
+        assert all(reply.status == 200 for reply in await load.ask_all())
+
+
+async def goes_through(proxy: ProxyProcess) -> None:
+    """Two workers' deaths, a reload and two orders; after each, requests are answered as before."""
     for _ in range(2):
         killed = proxy.worker_pids()[0]
         send_signal(killed, signal.SIGKILL)
         await wait_until(lambda gone=killed: gone not in proxy.worker_pids(), PATIENT_S)  # type: ignore[misc]
         await wait_until(lambda: proxy.stats()["workers"]["serving"] == 2, PATIENT_S, "both workers")
-        assert all(reply.status == 200 for reply in await load.ask_all())
+        await is_served(proxy)
     reloaded = await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})
     assert (reloaded.status, reloaded.json()["workers"]["serving"]) == (200, 2), reloaded.body
     for mode in ("bypass", "on"):
         switched = await asyncio.to_thread(proxy.mode, mode)
         assert switched["workers"]["unconfirmed"] == []
-    assert all(reply.status == 200 for reply in await load.ask_all())
+    await is_served(proxy)
     assert (await asyncio.to_thread(proxy.admin, "GET", "/metrics")).status == 200
 
 
@@ -107,7 +113,7 @@ async def test_r19_a_folder_of_metrics_that_cannot_be_written_costs_metrics_only
     async with on_small_disks(sim, data_dir, tmp_path) as proxy, Workload(proxy.http_url) as load:
         await load.warm_up()
         trouble(proxy, tmp_path)
-        await goes_through(proxy, load)
+        await goes_through(proxy)
         told = await health(proxy)
         if trouble is remove:  # it is made anew
             assert told["status"] == "healthy"
@@ -124,7 +130,7 @@ async def test_r19_a_data_folder_that_cannot_be_written_costs_what_is_kept_in_it
     async with on_small_disks(sim, data_dir, tmp_path) as proxy, Workload(proxy.http_url) as load:
         await load.warm_up()
         trouble(proxy, data_dir)
-        await goes_through(proxy, load)
+        await goes_through(proxy)
         if trouble is not remove:  # the folder is there: files can be made in it
             told = await health(proxy)
             assert any(text.startswith("modes.json: not written") for text in told["lacks"]), told
