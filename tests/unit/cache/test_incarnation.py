@@ -14,7 +14,7 @@ from proxy.cache.generations import Generations, Journal
 from proxy.cache.guard import Guard
 from proxy.cache.incarnation import RECORD_BYTES, Incarnation, Look, Names, Standing, read_look
 from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.cache.voidable import VoidableTier
+from proxy.cache.voidable import Effect, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
 from proxy.core.tasks import Tasks
@@ -268,9 +268,9 @@ class Worker:
 
     async def write(self) -> None:
         async def forward() -> None:
-            return None
+            await self.tier.announce(SCOPES)
 
-        await self.tier.writing(SCOPES, forward, announce=True, counts=lambda _: True)
+        await self.tier.writing(SCOPES, forward, effect=lambda _: Effect.KNOWN)
 
 
 @contextlib.asynccontextmanager
