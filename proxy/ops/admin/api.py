@@ -17,6 +17,7 @@ from proxy.core.modes import Rule
 from proxy.ops.admin.access import Guard, Refused, document, middleware
 from proxy.ops.admin.health import State, health, redis_state, upstream_state
 from proxy.ops.admin.orders import mode_order, purge_order, reload_order
+from proxy.ops.admin.rates import Rates
 from proxy.ops.admin.stats import failing_since, modes_document, stats
 from proxy.ops.admin.visitors import BACKLOG, VisitedRunner, Visitors
 from proxy.ops.processes.redis_sweep import Sweep
@@ -49,6 +50,7 @@ class Admin:
         self.visitors = Visitors()
         self.run_token = secrets.token_urlsafe(32) if settings.listen.admin_token is not None else ""
         """For commands on this machine that can read the data folder, where the operator's token is never written."""
+        self.rates = Rates(metrics.totals)
         self.reload: Callable[[], Awaitable[None]] | None = None
         self.share: Share | None = None
         self.sweep: Sweep | None = None
@@ -107,7 +109,8 @@ class Admin:
     async def _stats(self, _request: web.Request) -> web.Response:
         redis = await redis_state(self._state)
         totals = await self._metrics.totals()
-        return document(stats(totals, self._state, redis, self._book.live, self._upstreams, marks=self._purges.held))
+        told = stats(totals, self._state, redis, self._book.live, self._upstreams, marks=self._purges.held)
+        return document({**told, "rates": self.rates.document(totals)})
 
     async def _mode(self, _request: web.Request) -> web.Response:
         return document(modes_document(self._book.live, self._upstreams))

@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
+_RATES = ("requests_per_s", "calls_per_s", "hit_ratio")
+
 
 def table(document: dict[str, Any]) -> str:
     """*document* as text."""
-    parts = [_overview(document), _operations(document), _upstreams(document), _rules(document)]
+    parts = [_overview(document), _operations(document), _rates(document), _upstreams(document), _rules(document)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,6 +88,23 @@ def _operations(document: dict[str, Any]) -> str:
         for name, operation in document["operations"].items()
     ]
     return _columns([heads, *rows])
+
+
+def _rates(document: dict[str, Any]) -> str:
+    spans = [(short, document["rates"][span]) for short, span in (("1m", "last_minute"), ("1h", "last_hour"))]
+    heads = [f"{head} {short}" for head in ("requests/s", "calls/s", "hit ratio") for short, _ in spans]
+    rows = [
+        [name, *(_rate(span["operations"].get(name), figure) for figure in _RATES for _, span in spans)]
+        for name in document["operations"]
+    ]
+    return _columns([["rates", *heads], *rows])
+
+
+def _rate(rates: dict[str, Any] | None, figure: str) -> str:
+    value = None if rates is None else rates[figure]
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if figure == "hit_ratio" else f"{value:.2f}"
 
 
 def _upstreams(document: dict[str, Any]) -> str:

@@ -168,6 +168,7 @@ class Supervisor:
 
         self._take_up = take_up
         stack.push_async_callback(admin.close)
+        stack.callback(self._tasks.start(admin.rates.run()).cancel)
         await self._start_admin(admin)
         stack.callback(running.remove, folder.path)
         self._note_running(folder.path, admin.run_token)

@@ -183,6 +183,7 @@ async def test_stats_have_what_operators_look_for(rig: Rig) -> None:
     assert stats["breaker"]["state"] == "closed"
     assert stats["modes"]["effective"] == {"dashscope": {"embedding": "on"}}
     assert stats["uptime_s"] >= 0
+    assert list(stats["rates"]) == ["last_minute", "last_hour"]
 
 
 async def test_healthz_and_stats_list_the_ports_of_every_protocol(rig: Rig) -> None:

@@ -277,6 +277,9 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     document = stats_document(totals, state, redis, LiveModes(Start()), upstreams, marks=marks)
     assert document["operations"]["embedding"]["hit_ratio"] == 0.9
     assert document["money_saved"]["amount"] == 1.0  # 2 million tokens at 0.0005 CNY per thousand
+    embedding = {"requests_per_s": 12.346, "calls_per_s": 0.5, "hit_ratio": 0.875}
+    minute, hour = ({"over_s": 60, "operations": {"embedding": embedding}}, {"over_s": 90, "operations": {}})
+    document["rates"] = {"last_minute": minute, "last_hour": hour}
     admin.document = json.loads(json.dumps(document))
     table = call("stats", DASHCACHE_ADMIN_LISTEN=admin.address)
     assert table.exit_code == 0, table.output
@@ -289,6 +292,7 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     assert re.search(
         r"^purged +upstream dashvector, collection users, \d+d \d+h ago; 2 marks in all$", table.output, re.MULTILINE
     )
+    assert ["embedding", "12.35", "-", "0.50", "-", "87.5%", "-"] in lines
     explained = [heading for headings in COLUMNS for heading in headings.split(", ")]
     operations = next(line for line in table.output.splitlines() if line.startswith("operation "))
     assert set(re.split(" {2,}", operations)[1:]) <= set(explained)

@@ -126,6 +126,9 @@ def test_a_worker_that_dies_is_replaced_and_its_figures_stay(start: Start) -> No
     stats = proxy.stats()
     assert stats["operations"]["embedding"]["hits"] == {"memory": 2, "redis": 0}
     assert stats["operations"]["embedding"]["hit_ratio"] == 1.0
+    rates = stats["rates"]["last_minute"]["operations"]["embedding"]
+    assert (rates["hit_ratio"], rates["calls_per_s"]) == (1.0, 0.0)
+    assert rates["hits_per_s"] > 0
     assert 'dashcache_requests_total{operation="embedding",state="hit"} 2.0' in proxy.metrics()
     assert stats["workers"] == {"serving": 1, "wanted": 1}
 
