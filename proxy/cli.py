@@ -114,7 +114,8 @@ def try_out() -> None:
 
 
 @main.command()
-def check() -> None:
+@click.option("--connect", is_flag=True, help="Also try the Redis of the settings; status 1 if it cannot be used.")
+def check(*, connect: bool) -> None:
     """
     Show the settings in force and where each comes from.
 
@@ -132,6 +133,15 @@ def check() -> None:
     click.echo(explain(loaded.settings, loaded.sources, secret_of_own(loaded.settings.data_dir)))
     for warning in (*loaded.warnings, *circles(loaded.settings)):
         click.echo(f"warning: {warning}", err=True)
+    if connect:
+        from proxy.ops.redis_check import redis_trouble  # noqa: PLC0415
+
+        if loaded.settings.redis.url is None:
+            click.echo("redis: none is configured, so the proxy starts one of its own")
+        elif trouble := redis_trouble(loaded.settings):
+            _fail(f"redis: {trouble}")
+        else:
+            click.echo("redis: usable")
 
 
 def admin_options(command: Command) -> Command:

@@ -25,6 +25,7 @@ from proxy.settings_types import (
     BaseUrl,
     HeaderName,
     HostName,
+    KeySecret,
     Like,
     LocalPath,
     RedisUrl,
@@ -371,8 +372,8 @@ class Settings(Section):
     """Worker processes that share the data port; zero: one per core."""
     data_dir: LocalPath = field(default_factory=lambda: default_data_dir(os.environ))
     """The made key secret, modes, and the embedded server's data; by default ``dashcache`` in the XDG state folder."""
-    key_secret: Annotated[SecretText, MinLen(1)] | None = None
-    """Keys and tags hang on it: replicas that share a Redis must share it. Made on first start if absent."""
+    key_secret: KeySecret | None = None
+    """Keys and tags hang on it, so replicas that share a Redis must share it. 16 characters or more; made if absent."""
     dashscope_url: BaseUrl = "https://dashscope.aliyuncs.com"
     """The simple case, one upstream: the vendor's base URL without path, or a preset's name."""
     dashvector_url: VectorUrl | None = None

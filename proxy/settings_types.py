@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from proxy.core.upstream import split_base_url, split_vector_url
 
@@ -25,6 +25,19 @@ _CREDENTIAL_HEADERS = frozenset(
     {"authorization", "x-dashscope-apikey", "x-dashscope-workspace", "dashvector-auth-token"}
 )
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
+_MIN_SECRET = 16
+_REDIS_OPTIONS = frozenset(
+    {
+        "db",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "ssl_min_version",
+    }
+)
 _TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -161,6 +174,12 @@ def _absolute(value: Path) -> Path:
         raise ValueError("begins with ~ and there is no such home folder; allowed: a path") from None
 
 
+def _key_secret(value: SecretText) -> SecretText:
+    if len(value) < _MIN_SECRET:
+        raise ValueError(f"has fewer than {_MIN_SECRET} characters; allowed: {_MIN_SECRET} or more, best random ones")
+    return value
+
+
 def _redis_url(value: SecretText) -> SecretText:
     """Checks the form only, and says nothing of the content: it may hold a password."""
     try:
@@ -174,7 +193,22 @@ def _redis_url(value: SecretText) -> SecretText:
         raise ValueError("the path of the socket is missing; allowed: unix:///path/to/redis.sock")
     if parts.scheme != "unix" and not host:
         raise ValueError(f"the host is missing; allowed: {parts.scheme}://[user:password@]host[:port][/database]")
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise ValueError("the database must be a number")
+    _redis_options(parts.query)
     return value
+
+
+def _redis_options(query: str) -> None:
+    """Raises ValueError for an option that we do not support; shows only what cannot be a part of a password."""
+    try:
+        names = [name for name, _ in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))]
+    except ValueError:
+        names = [""]
+    for name in names:
+        if name not in _REDIS_OPTIONS:
+            shown = f"the option {name}" if re.fullmatch(r"[a-z][a-z_]{0,31}", name) else "what stands after the ?"
+            raise ValueError(f"{shown} is not supported; allowed: {', '.join(sorted(_REDIS_OPTIONS))}")
 
 
 def _host_name(value: str) -> str:
@@ -197,6 +231,7 @@ Address = Annotated[str, Form(_address)]
 BaseUrl = Annotated[str, Form(_base_url)]
 HeaderName = Annotated[str, Form(_ignorable_header)]
 HostName = Annotated[str, Form(_host_name)]
+KeySecret = Annotated[SecretText, Form(_key_secret)]
 LocalPath = Annotated[Path, Form(_absolute)]
 RedisUrl = Annotated[SecretText, Form(_redis_url)]
 VectorUrl = Annotated[str, Form(_vector_url)]

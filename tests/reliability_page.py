@@ -78,7 +78,8 @@ SECTIONS = {
         "C13": "A Redis that went back is noticed by every process, and gives no answer of before a write or a refusal",
         "C14": "A write of unknown outcome that the vendor executes late is not outlived by an older answer, for "
         "`vector.unknown_settle_s`",
-        "C15": "A replica with another secret is refused the Redis of the first, loudly, and serves without it",
+        "C15": "A replica with another secret is refused the Redis of the first, loudly, and serves without it; a "
+        "secret that is rotated as described gives no vector answer of before a write, through either side",
         "C16": "An answer to a request that was made smaller, or for several clients, is shown to nobody, unless it is "
         "an error that speaks of nobody's items",
         "C17": "The last word about a mode wins, over replicas and restarts; when it ends, the one before it holds",

@@ -40,7 +40,7 @@ CONFIG = ROOT / "config"
 PAGE = ROOT / "docs" / "settings.md"
 MARK = "<!-- Written by tests/unit/test_config_docs.py from proxy/settings.py. Change the texts there. -->\n"
 UNITS = {"_s": " seconds", "_ms": " milliseconds", "_bytes": " bytes"}
-CANARY = "canary-4711"
+CANARY = "canary-4711-of-the-settings"
 HOME = {"HOME": "/home/somebody"}
 PROFILES = ("development", "staging", "production")
 

@@ -9,6 +9,10 @@ from proxy.settings_source import config_folder, environment_names, load, load_w
 from proxy.settings_types import split_address
 from tests.support.configuration import HOME, empty_config, mistakes, operator_mistakes
 
+UNSUPPORTED = (
+    " is not supported; allowed: "
+    "db, ssl_ca_certs, ssl_ca_path, ssl_cert_reqs, ssl_certfile, ssl_check_hostname, ssl_keyfile, ssl_min_version"
+)
 CANARY = "canary-4711"
 
 
@@ -165,6 +169,23 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, hint: s
         ("DASHCACHE_HTTP_LISTEN", "[::g]:80", "'[::g]:80' must be host:port, for example 127.0.0.1:8080 or [::1]:8080"),
         ("DASHCACHE_HTTP_LISTEN", "[1:2]:80", "'[1:2]:80' what stands in brackets is not an IPv6 address"),
         ("DASHCACHE_HTTP_LISTEN", "h:99999", "'h:99999' the port must be from 0 to 65535 (0: any free one)"),
+        (
+            "DASHCACHE_KEY_SECRET",
+            "fifteen letters",
+            "has fewer than 16 characters; allowed: 16 or more, best random ones",
+        ),
+        ("REDIS_URL", "redis://h/zero", "the database must be a number"),
+        (
+            "REDIS_URL",
+            "redis://h/0?socket_timeout=9",
+            "the option socket_timeout" + UNSUPPORTED,
+        ),
+        (
+            "REDIS_URL",
+            "redis://h/0?db=1&retry_on_timeout=yes",
+            "the option retry_on_timeout" + UNSUPPORTED,
+        ),
+        ("REDIS_URL", "redis://u:12?34=x@h/0", "what stands after the ?" + UNSUPPORTED),
         ("REDIS_URL", "http://h", "the scheme must be redis, rediss or unix"),
         ("REDIS_URL", "redis://", "the host is missing; allowed: redis://[user:password@]host[:port][/database]"),
         ("REDIS_URL", "redis://h:x", "not a URL; allowed: redis://, rediss:// or unix://"),

@@ -21,6 +21,7 @@ from proxy.ops.admin.rates import Rates
 from proxy.ops.admin.stats import failing_since, modes_document, stats
 from proxy.ops.admin.visitors import BACKLOG, VisitedRunner, Visitors
 from proxy.ops.processes.redis_sweep import Sweep
+from proxy.ops.processes.redis_watch import STRANGER
 from proxy.ops.processes.reload import ReloadRefusedError
 from proxy.ops.switches.book import Book
 from proxy.ops.switches.modes import ModeBook
@@ -104,6 +105,8 @@ class Admin:
 
     async def _metrics_text(self, _request: web.Request) -> web.Response:
         self._metrics.modes(self._book.live, self._upstreams)  # a rule may have ended since the last change
+        watch = self._state.watch
+        self._metrics.redis_stranger(is_stranger=watch is not None and watch.trouble == STRANGER)
         return web.Response(body=await self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _stats(self, _request: web.Request) -> web.Response:

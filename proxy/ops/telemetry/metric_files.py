@@ -61,6 +61,11 @@ class MetricFiles:
             ("mode", "operation"),
             registry=self._registry,
         )
+        self._stranger = Gauge(
+            "dashcache_redis_stranger",
+            "1 while Redis is not used, as another deployment's fingerprint is in it.",
+            registry=self._registry,
+        )
         self._purges = Counter("dashcache_purges", "Purges that operators ordered here.", registry=self._registry)
 
     async def render(self) -> bytes:
@@ -105,6 +110,10 @@ class MetricFiles:
             holding = {modes.mode(upstream, operation) for upstream, names in upstreams.items() if operation in names}
             for mode in (Mode.BYPASS, Mode.SHADOW):
                 self._mode.labels(mode.value, operation).set(1 if mode in holding else 0)
+
+    def redis_stranger(self, *, is_stranger: bool) -> None:
+        """Set whether another deployment keeps us from Redis."""
+        self._stranger.set(is_stranger)
 
     def purged(self) -> None:
         """Count a purge."""

@@ -57,7 +57,7 @@ async def pair() -> AsyncIterator[Pair]:
 
 def test_settings_arrive_whole_with_their_secrets() -> None:
     settings = Settings(
-        key_secret=SecretText("key-canary"),
+        key_secret=SecretText("key-canary-of-the-test"),
         redis=Redis(url=SecretText("redis://:password-canary@localhost/0")),
         data_dir=Path("/data"),
         listen=Listen(admin_token=SecretText("token-canary"), certificate=Path("/c.pem"), key=Path("/k.pem")),

@@ -1,0 +1,46 @@
+"""Whether the configured Redis can be used, tried from the command line and without changing what is known there."""
+
+import asyncio
+
+from proxy.cache.incarnation import Names
+from proxy.core.tasks import Tasks
+from proxy.ops.processes.data_folder import SECRET_FILE
+from proxy.ops.processes.redis_link import LinkDown, RedisLink
+from proxy.ops.processes.redis_watch import STRANGER
+from proxy.settings import Settings
+from proxy.shared_redis import fingerprint
+
+_DEADLINE_S = 2.0
+_MOST_BYTES = 64
+
+
+def redis_trouble(settings: Settings) -> str:
+    """Why the Redis of *settings*, which has a URL, cannot be used; empty if it can. Never with a password."""
+    return asyncio.run(_trouble(settings))
+
+
+async def _trouble(settings: Settings) -> str:
+    assert settings.redis.url is not None  # noqa: S101  the caller's promise
+    tasks = Tasks(lambda _: None)
+    link = RedisLink(settings.redis.url.reveal(), settings.redis.key_prefix, tasks, _DEADLINE_S)
+    try:
+        await link.evaluate(("return 1", 0))
+        await link.round_trip_ms()
+        held = await link.read(Names.under(link.prefix).fingerprint, _MOST_BYTES)
+    except LinkDown as down:
+        return down.words
+    finally:
+        await link.close()
+        await tasks.wait_done(1.0)
+    is_stranger = settings.redis.check_fingerprint and held and held != _own_fingerprint(settings)
+    return STRANGER if is_stranger else ""
+
+
+def _own_fingerprint(settings: Settings) -> bytes:
+    """Empty if there is no secret yet: one that is made at the start is another than that of whoever is there."""
+    if settings.key_secret is not None:
+        return fingerprint(settings.key_secret.reveal().encode())
+    try:
+        return fingerprint((settings.data_dir / SECRET_FILE).read_bytes().strip())
+    except OSError:
+        return b""
