@@ -79,7 +79,7 @@ async def serve_worker(
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
     with (
-        contextlib.closing(Observer.of(settings)) as observer,
+        contextlib.closing(Observer.of(settings, control.met)) as observer,
         contextlib.closing(_journal(settings, control)) as own,
     ):
         wired = built(

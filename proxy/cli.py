@@ -215,6 +215,11 @@ def purge(*, everything: bool, yes: bool, admin: str | None, **scope: str | None
     shown = "everything" if everything else ", ".join(f"{kind} {name}" for kind, name in document["scope"].items())
     click.echo(f"purged {shown}: confirmed by {document['confirmed']} of {document['workers']} workers")
     click.echo(f"token {document['token']}")
+    for kind, name in document["unknown"].items():
+        click.echo(
+            f"nothing is known here of {kind} {name}: no answer of it was kept, or given from the cache, since the"
+            " start; a typing error? It is purged all the same"
+        )
     _warn_of_what_is_left(document)
     _fail_unless_confirmed(document["unconfirmed"])
 

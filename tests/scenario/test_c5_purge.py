@@ -127,8 +127,8 @@ async def rig(redis_server: RedisServer) -> AsyncIterator[Rig]:
         yield Rig(sim, vendor, redis_server, session, clients, stack)
 
 
-async def purge(proxy: ProxyProcess, *, replicas: str = "shared", **scope: Any) -> str:
-    """Purge, insist that all is told, and give the token."""
+async def purge(proxy: ProxyProcess, *, replicas: str = "shared", is_unknown: bool | None = None, **scope: Any) -> str:
+    """Purge, insist that all is told, and whether something *is_unknown*, and give the token."""
     answer = await asyncio.to_thread(proxy.admin, "POST", "/v1/purge", scope)
     told = answer.json()
     assert answer.status == 200, told
@@ -136,6 +136,8 @@ async def purge(proxy: ProxyProcess, *, replicas: str = "shared", **scope: Any) 
     assert told == {
         "token": told["token"],
         "scope": scope,
+        "unknown": told["unknown"] if is_unknown is None else scope if is_unknown else {},
+        "unconfirmed": [],
         "confirmed": workers,
         "workers": workers,
         "persisted": True,
@@ -221,17 +223,19 @@ async def test_c5_a_purge_takes_what_it_names_and_leaves_the_rest(rig: Rig) -> N
         await warm_vectors(door, call, 1)
     await wait_until(lambda: _is_hit(door, stats), 10.0, "a hit for the statistics")
 
-    await purge(proxy, model=MODEL)
+    await purge(proxy, is_unknown=False, model=MODEL)
     await rig.assert_gone(old, "text")
     assert await rig.warm("text", model=OTHER_MODEL) == kept
     assert (await door.ask(Call("query_doc", one))).is_hit
 
-    await purge(proxy, collection=one)
+    await purge(proxy, is_unknown=False, collection=one)
     assert not (await door.ask(Call("query_doc", one))).is_hit
     assert not (await door.ask(stats)).is_hit
     assert (await door.ask(Call("query_doc", other))).is_hit
     assert (await rig.ask("text", model=OTHER_MODEL)).is_hit
 
+    await purge(proxy, is_unknown=True, model=MODEL + "x")
+    await purge(proxy, is_unknown=True, collection="nosuch")
     await purge(proxy, upstream="dashvector", operation="vector-query")
     assert not (await door.ask(Call("query_doc", other))).is_hit
     assert (await rig.ask("text", model=OTHER_MODEL)).is_hit

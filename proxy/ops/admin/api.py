@@ -154,6 +154,7 @@ class Admin:
             {
                 "token": mark.token,
                 "scope": named(extent),
+                "unknown": self._state.workers.names.unknown(extent) if self._state.workers is not None else {},
                 "confirmed": done.confirmed,
                 "workers": done.workers,
                 "unconfirmed": done.missing,

@@ -92,8 +92,14 @@ class Pong(msgspec.Struct, tag="pong", tag_field="type"):
     """From a worker: its loop turns."""
 
 
+class Met(msgspec.Struct, tag="met", tag_field="type"):
+    """From a worker: the cache has, or had, an answer of such a model or collection. Once for each name."""
+
+    name: tuple[str, str]
+
+
 ToWorker = Hello | SetModes | SetPurges | LastCall | Ping | Drain
-ToSupervisor = Ready | Confirmed | Pong
+ToSupervisor = Ready | Confirmed | Pong | Met
 
 Message = TypeVar("Message")
 
@@ -208,6 +214,10 @@ class WorkerControl:
     async def ready(self) -> None:
         """Tell the supervisor that all ports accept connections."""
         self._channel.send(Ready())
+
+    def met(self, name: tuple[str, str]) -> None:
+        """Tell the supervisor of a model or a collection; see ``telemetry.names``."""
+        self._channel.send(Met(name))
 
     async def wait_last_call(self) -> None:
         """Return when no connection should outlive its next answer; at the latest when told to drain."""

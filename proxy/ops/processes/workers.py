@@ -18,7 +18,7 @@ import msgspec
 from proxy.core.modes import Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
-from proxy.ops.processes.channel import Confirmed, Drain, LastCall, Ready, SetModes, SetPurges, supervisor_end
+from proxy.ops.processes.channel import Confirmed, Drain, LastCall, Met, Ready, SetModes, SetPurges, supervisor_end
 from proxy.ops.processes.heartbeat import Heartbeats
 from proxy.ops.processes.place import Greeting, Place, Sockets, Worker
 from proxy.ops.processes.ports import close_all
@@ -26,6 +26,7 @@ from proxy.ops.processes.process import CONTROL_VARIABLE, Backoff
 from proxy.ops.processes.silence import WORKER_PATIENCE, Patience
 from proxy.ops.switches.book import Reached
 from proxy.ops.telemetry.log_output import logger
+from proxy.ops.telemetry.names import Names
 
 CONFIRM_S = 1.0
 """How long an order waits for the workers' confirmations."""
@@ -70,6 +71,7 @@ class Workers:
     ) -> None:
         self.count = count
         self.serve_s = _SERVE_S
+        self.names = Names()
         self._command = command
         self._environment = environment
         self._changed = changed
@@ -334,6 +336,8 @@ class Workers:
             self._heartbeats.heard(worker)
             if isinstance(message, Confirmed):
                 worker.confirmed = max(worker.confirmed, message.version)
+            elif isinstance(message, Met):
+                self.names.add(message.name)
             elif isinstance(message, Ready):
                 worker.serves = True
                 self._count()

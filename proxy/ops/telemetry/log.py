@@ -7,7 +7,7 @@ background; never a text, a vector, a header or a key.
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from proxy.core.grpc_status import name_of
@@ -17,6 +17,7 @@ from proxy.ops.telemetry import asked, labels, metric_space
 from proxy.ops.telemetry.hits import Hits, HitSum
 from proxy.ops.telemetry.log_output import error_fields, logger
 from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
+from proxy.ops.telemetry.names import Name, Names
 from proxy.ops.telemetry.upstream_watch import UpstreamWatch
 from proxy.settings import Settings
 
@@ -30,7 +31,13 @@ class Observer:
     """Implements ``core.telemetry.Telemetry``; ``observe`` takes each finished request. Never raises, never waits."""
 
     def __init__(
-        self, metrics: Metrics, *, log_requests: bool, hits_singly: int = 100, hosts: Mapping[str, str] | None = None
+        self,
+        metrics: Metrics,
+        *,
+        log_requests: bool,
+        hits_singly: int = 100,
+        hosts: Mapping[str, str] | None = None,
+        met: Callable[[Name], None] = lambda _: None,
     ) -> None:
         self._metrics = metrics
         self._log_requests = log_requests
@@ -38,22 +45,25 @@ class Observer:
         self._circles, self._tells_circles_s = 0, 0.0
         self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
         self._watch = UpstreamWatch(self._log, hosts or {}, metrics.upstream_failing)
+        self._names = Names(met)
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """The observer of a worker; the log is configured, and the folder for metrics is set."""
+    def of(cls, settings: Settings, met: Callable[[Name], None] = lambda _: None) -> Self:
+        """The observer of a worker, *met* as in ``Names``; the log is configured, and the folder for metrics is set."""
         metric_space.install()
         return cls(
             Metrics(labels.upstream_names(settings)),
             log_requests=settings.log.requests,
             hits_singly=settings.log.hits_singly,
             hosts={upstream.name: upstream.authority for upstream in settings.all_upstreams()},
+            met=met,
         )
 
     def observe(self, outcome: Outcome) -> None:
         """Count *outcome* and write its line; of many hits in a moment, some are told of together."""
         if self._hits.take(outcome):
             return
+        self._names.note(outcome)
         self._metrics.observe(outcome)
         if self._log_requests:
             self._log.info("request", **request_fields(outcome))

@@ -22,6 +22,7 @@ from proxy.ops.switches.book import Reached
 from proxy.ops.switches.modes import ModeBook
 from proxy.ops.switches.purges import PurgeBook
 from proxy.ops.telemetry.metric_files import MetricFiles
+from proxy.ops.telemetry.names import MOST_NAMES, Names
 from proxy.settings import Listen, Settings, Start
 from proxy.settings_types import SecretText
 from tests.support.redis_server import RedisServer
@@ -53,6 +54,9 @@ class FakeWorkers:
 
     serving = 2
     silent: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self.names = Names()
 
     async def set_modes(self, _modes: Modes) -> Reached:
         return Reached(self.serving, self.serving)
@@ -329,6 +333,7 @@ async def test_a_purge_tells_its_token_and_how_far_it_came(make: Make, order: An
         {
             "token": mark.token,
             "scope": order,
+            "unknown": {kind: name for kind, name in order.items() if kind in ("model", "collection")},
             "confirmed": 2,
             "workers": 2,
             "unconfirmed": [],
@@ -339,6 +344,21 @@ async def test_a_purge_tells_its_token_and_how_far_it_came(make: Make, order: An
     told = (await rig.ask("GET", "/v1/stats")).json["purges"]
     assert told == {"marks": 1, "last": {"scope": order, "token": mark.token, "age_s": told["last"]["age_s"]}}
     assert "dashcache_purges_total 1.0" in (await rig.ask("GET", "/metrics")).text
+
+
+async def test_a_purge_of_what_nothing_is_known_of_says_so(make: Make) -> None:
+    rig = await make(dashvector_url="https://cluster.example")
+    for name in (("model", "text-embedding-v4"), ("collection", "users")):
+        rig.workers.names.add(name)
+    for known in ({"model": "text-embedding-v4"}, {"collection": "users"}, {"operation": "embedding"}, {"all": True}):
+        assert (await rig.purge(**known)).json["unknown"] == {}
+    for unknown in ({"model": "users"}, {"model": "text-embeding-v4"}, {"collection": "user"}):
+        answer = await rig.purge(**unknown)
+        assert (answer.status, answer.json["unknown"]) == (200, unknown)
+        assert any(mark.token == answer.json["token"] for mark in rig.purges.held.marks)
+    for number in range(2 * MOST_NAMES):
+        rig.workers.names.add(("model", f"m{number}"))
+    assert (await rig.purge(model="m9999")).json["unknown"] == {}  # perhaps one for which there was no room
 
 
 async def test_without_a_purge_the_stats_say_so(rig: Rig) -> None:

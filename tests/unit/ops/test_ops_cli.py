@@ -121,7 +121,15 @@ def test_switches_become_orders(admin: Admin, arguments: list[str], order: dict[
     assert "dashscope embedding: bypass" in result.output
 
 
-PURGED = {"token": "ab" * 16, "confirmed": 4, "workers": 4, "unconfirmed": [], "persisted": True, "replicas": "none"}
+PURGED = {
+    "token": "ab" * 16,
+    "unknown": {},
+    "confirmed": 4,
+    "workers": 4,
+    "unconfirmed": [],
+    "persisted": True,
+    "replicas": "none",
+}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,16 @@ def test_a_purge_becomes_an_order(admin: Admin, arguments: list[str], order: dic
     assert f"{said}: confirmed by 4 of 4 workers" in result.output
     assert PURGED["token"] in result.output
     assert "Redis" not in result.output
+
+
+def test_a_purge_of_what_nothing_is_known_of_says_so_and_is_done(admin: Admin) -> None:
+    admin.document = {**PURGED, "scope": {"model": "text-embeding-v4"}, "unknown": {"model": "text-embeding-v4"}}
+    result = call("purge", "--model", "text-embeding-v4", DASHCACHE_ADMIN_LISTEN=admin.address)
+    assert result.exit_code == 0
+    assert "purged model text-embeding-v4: confirmed by 4 of 4 workers" in result.output
+    assert "nothing is known here of model text-embeding-v4:" in result.output
+    admin.document = {**admin.document, "unknown": {}}
+    assert "nothing is known" not in call("purge", "--model", "m", DASHCACHE_ADMIN_LISTEN=admin.address).output
 
 
 def test_a_purge_that_has_not_come_everywhere_says_so(admin: Admin) -> None:
@@ -290,7 +308,9 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     assert ["vector-query", "0", "4", "0", "3", "1", "75.0%", "0", "3", "0"] in lines
     assert "7 times by writes, 2 without Redis; 1 pending" in table.output
     assert re.search(
-        r"^purged +upstream dashvector, collection users, \d+d \d+h ago; 2 marks in all$", table.output, re.MULTILINE
+        r"^purged +upstream dashvector, collection users, \d+d( \d+[hms])? ago; 2 marks in all$",
+        table.output,
+        re.MULTILINE,
     )
     assert ["embedding", "12.35", "-", "0.50", "-", "87.5%", "-"] in lines
     explained = [heading for headings in COLUMNS for heading in headings.split(", ")]
