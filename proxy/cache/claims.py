@@ -57,14 +57,11 @@ class Claims:
         """
         Claim *keys*, each unless it is held, or its entry is there (*entries*: their keys, or ``None``); in order.
 
-        Everything is ours when Redis is of no help. Waits at most two Redis deadlines: who cannot claim has the
-        upstream asked twice, so the loss of a connection, or of one reply, must not decide that.
+        Everything is ours when Redis is of no help. Waits at most one Redis deadline.
         """
         if self._redis is None or not keys:
             return [Claim.OURS] * len(keys)
         answers = await self._redis.claim(keys, entries, self._owner, _ms(self._lease_s))
-        if answers is None:
-            answers = await self._redis.claim(keys, entries, self._owner, _ms(self._lease_s))
         if answers is None:
             return [Claim.OURS] * len(keys)
         claims = [Claim(answer) for answer in answers]

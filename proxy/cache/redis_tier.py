@@ -240,13 +240,22 @@ class RedisTier:
         """
         For each of *keys*: the value of a ``claims.Claim``; ``None``: Redis was no help.
 
-        *entries* are the entries' keys, ``None`` where it does not matter whether there is one.
+        *entries* are the entries' keys, ``None`` where it does not matter whether there is one. Who cannot claim has
+        the upstream asked twice, so a connection that breaks must not decide that: it is asked for once more, in what
+        is left of the deadline, as nobody waits for a hung Redis twice. Not where Redis refuses the command.
         """
         names = [*map(self._claim_name, keys), *(self._name(entry or b"") for entry in entries)]
         looks = [0 if entry is None else 1 for entry in entries]
-        return await self._asking.ask(
-            commands.script(scripts.CLAIM, names, [owner, lease_ms, len(keys), *looks], answers=len(keys))
-        )
+        command = commands.script(scripts.CLAIM, names, [owner, lease_ms, len(keys), *looks], answers=len(keys))
+        command = command._replace(refused=[])
+        began_s = time.monotonic()
+        claimed = await self._asking.ask(command)
+        left_s = self._deadline_s - (time.monotonic() - began_s)
+        if claimed is None and left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with Deadline(left_s):
+                    claimed = await self._asking.ask(command)
+        return claimed or None
 
     async def renew(self, keys: Sequence[bytes], owner: bytes, lease_ms: int) -> None:
         """Let those of *keys* that *owner* holds be held for another *lease_ms*."""

@@ -180,24 +180,6 @@ async def test_r17_a_flight_over_its_lock_time_waits_for_no_claim():
     await process.settled()
 
 
-async def test_r17_a_claim_that_could_not_be_asked_for_is_tried_once_more():
-    world = World()
-    process = Process(world)
-    lost = [None]
-
-    async def claim(*given: object) -> list[int] | None:
-        return lost.pop() if lost else await World.claim(world, *given)  # type: ignore[arg-type]
-
-    world.claim = claim  # type: ignore[method-assign]
-    world.gate.close()
-    _, asking = process.ask(b"a")
-    await world.gate.wait_arrived()
-    assert world.claims, "it has the claim after all"
-    world.gate.open()
-    await asking
-    await process.settled()
-
-
 async def test_r17_a_batch_that_hangs_is_nobodys_end():
     world = Hanging()
     process = Batching(world, rules=Rules(window_s=0.05, max_bytes=1000), lock_s=LOCK_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from typing import Self
 
 import pytest
@@ -10,6 +11,7 @@ from proxy.cache.claims import Claim, Claims
 from proxy.cache.guard import Guard
 from proxy.cache.redis_tier import FAILURES, RedisTier
 from proxy.core.tasks import Tasks
+from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -20,23 +22,31 @@ NAME = b"dashcache:c:YQ"  # of the key b"a"
 class Process:
     """One process: its connections, and its claims."""
 
-    def __init__(self, server: RedisServer, *, lease_s: float = 30.0, uncacheable_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        *,
+        lease_s: float = 30.0,
+        uncacheable_s: float = 30.0,
+        url: str = "",
+        deadline_s: float = 2.0,
+    ) -> None:
         self.faults: list[BaseException] = []
         self.refused: list[str] = []
         self.tasks = Tasks(self.faults.append)
         guard = Guard(
             fail_max=100,
             reset_s=0.1,
-            deadline_s=2.0,
+            deadline_s=deadline_s,
             failures=FAILURES,
             tasks=self.tasks,
             on_change=lambda _old, _new: None,
             on_failure=lambda _error: None,
         )
         self.tier = RedisTier(
-            server.url,
+            url or server.url,
             prefix="dashcache",
-            deadline_s=2.0,
+            deadline_s=deadline_s,
             max_connections=8,
             guard=guard,
             on_rejected=self.refused.append,
@@ -69,6 +79,36 @@ async def test_of_many_who_ask_at_once_one_has_it(redis_server: RedisServer):
         for key in (b"%d" % number for number in range(50)):
             (first,), (second,) = await asyncio.gather(one.take(key), other.take(key))
             assert {first, second} == {OURS, HELD}
+
+
+async def test_r17_a_claim_whose_connection_breaks_is_asked_for_once_more(redis_server: RedisServer):
+    async with FaultProxy(redis_server.url) as way, Process(redis_server, url=way.instead_of(redis_server.url)) as one:
+        assert await one.take(b"a") == [OURS]
+        way.drop_connections(by_reset=True)
+        assert await one.take(b"b") == [OURS]
+        held = redis_server.command("KEYS", "dashcache:c:*")
+        assert len(held) == 2, "in Redis, and not only for want of help"
+
+
+async def test_r2_a_hung_redis_costs_a_claim_one_deadline(redis_server: RedisServer):
+    async with Process(redis_server, deadline_s=0.3) as one:
+        assert await one.take(b"a") == [OURS]
+        redis_server.hang()
+        try:
+            began_s = time.monotonic()
+            assert await one.take(b"b") == [OURS]
+            took_s = time.monotonic() - began_s
+        finally:
+            redis_server.resume()
+        assert took_s < 2 * 0.3, took_s
+
+
+async def test_r4_a_claim_that_redis_refuses_is_asked_for_once(redis_server: RedisServer):
+    async with Process(redis_server) as one:
+        await one.take(b"a")
+        redis_server.command("CONFIG", "SET", "maxmemory", "1")
+        assert await one.take(b"b") == [OURS]
+        assert len(one.refused) == 1
 
 
 async def test_where_an_entry_is_there_nobody_claims(redis_server: RedisServer):
