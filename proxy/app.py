@@ -96,6 +96,7 @@ async def serve_worker(
         )
         async with wired as worker:
             _learn(own, worker.generations)
+            await worker.tiers.connect()
             doors = await open_all(
                 settings,
                 worker.front,

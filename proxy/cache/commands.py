@@ -43,17 +43,17 @@ def put(name: bytes, value: bytes, life_ms: int, *condition: bytes) -> Command[b
 
 
 def script(
-    text: str, keys: Sequence[bytes], arguments: Sequence[bytes | int], *, answers: int = 0
+    text: str, keys: Sequence[bytes], arguments: Sequence[bytes | int], *, answers: int | None = None
 ) -> Command[list[int] | None]:
     """
-    Run a script of ``scripts``: its numbers, so many or, for zero, the one that it answers; ``None``: it did not run.
+    Run a script of ``scripts``: its numbers, so many, or the one that it answers; ``None``: it did not run.
 
     The text goes along each time, a few hundred bytes: so nothing has to be known of what the server still knows.
     """
 
     def read(reply: object) -> list[int]:
-        numbers = reply if answers else [reply]
-        if type(numbers) is list and len(numbers) == (answers or 1) and set(map(type, numbers)) == {int}:
+        numbers, count = ([reply], 1) if answers is None else (reply, answers)
+        if type(numbers) is list and len(numbers) == count and set(map(type, numbers)) <= {int}:
             return numbers
         raise Garbage("not the numbers that were asked for")
 

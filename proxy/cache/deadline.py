@@ -13,6 +13,52 @@ _FREE_S = 0.002
 MOST_DEADLINES = 10
 """However busy the loop, nobody waits longer than so many times the deadline."""
 
+SLICES = 10
+"""How many slices a deadline has."""
+_LEAST_SLICE_S = 0.001
+"""What event loops' timers are exact to."""
+
+
+class Slices:
+    """
+    Counts a deadline's slices as the loop comes round, and calls *each* after every one.
+
+    A slice counts once, however late the loop comes to see that it is over: what took a whole turn of ours was no time
+    in which an answer could have been heard. An answer that takes several turns (a connection does: its greeting, its
+    password, the command) has all of them. So that it ends at all, a slice that took more than ``MOST_DEADLINES`` times
+    its length counts for as many as that makes.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, each: Callable[[], None]) -> None:
+        self._loop = loop
+        self._slice_s = max(seconds / SLICES, _LEAST_SLICE_S)
+        self._each = each
+        self._handle: asyncio.TimerHandle | None = None
+        self._began_s = 0.0
+        self.count = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it counts."""
+        return self._handle is not None
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._began_s = time.monotonic()
+        self._handle = self._loop.call_later(self._slice_s, self._over)
+
+    def stop(self) -> None:
+        """Count no more; the count stays."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _over(self) -> None:
+        took = (time.monotonic() - self._began_s) / self._slice_s
+        self.count += max(min(took, 1.0), took / MOST_DEADLINES)
+        self.start()
+        self._each()
+
 
 class PromptTurn:
     """Calls *then* once the loop has come round promptly, and at *last_s* (monotonic seconds) in any case."""
@@ -43,8 +89,8 @@ class Deadline:
     Cancels what runs in its block after *seconds* in which the loop could have heard an answer.
 
     ``asyncio.timeout`` counts all time alike: two hundred hits at once keep the loop busy for longer than Redis is
-    allowed to take, and Redis would be found guilty. Here the time ends only once the loop comes round promptly and
-    still has no answer.
+    allowed to take, and Redis would be found guilty. Here the time is counted in slices (see ``Slices``), and ends only
+    once the loop comes round promptly and still has no answer.
 
     Raises TimeoutError at the end of the block, as ``asyncio.timeout`` does.
     """
@@ -60,19 +106,24 @@ class Deadline:
         self._task = task
         self._cancelling = task.cancelling()
         self._loop = asyncio.get_running_loop()
-        self._last_s = time.monotonic() + self._seconds * MOST_DEADLINES
-        self._handle: asyncio.TimerHandle | PromptTurn = self._loop.call_later(self._seconds, self._look_again)
+        self._slices = Slices(self._loop, self._seconds, self._look)
+        self._slices.start()
+        self._last_turn: PromptTurn | None = None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.cancel()
+        self._slices.stop()
+        if self._last_turn is not None:
+            self._last_turn.cancel()
         if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def _look_again(self) -> None:
-        self._handle = PromptTurn(self._loop, self._last_s, self._expire)
+    def _look(self) -> None:
+        if self._slices.count >= SLICES:
+            self._slices.stop()
+            self._last_turn = PromptTurn(self._loop, time.monotonic() + self._seconds, self._expire)
 
     def _expire(self) -> None:
         self._expired = True

@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 
 from proxy.cache.commands import Command, Garbage, Result
-from proxy.cache.deadline import MOST_DEADLINES, PromptTurn
+from proxy.cache.deadline import SLICES, PromptTurn, Slices
 from proxy.cache.guard import Neutral
 
 MAX_PENDING = 4_096
@@ -51,10 +51,12 @@ class Pipe(asyncio.Protocol):
         self._judge = judge
         self._ended = ended
         self._reader = hiredis.Reader(protocolError=Garbage, replyError=parse_error, notEnoughData=_MORE)
-        # Each with its command, when it was sent (monotonic), and its mark.
+        # Each with its command, the slices of the deadline that were over when it was asked, and its mark.
         self._pending: deque[tuple[asyncio.Future[Any], Command[Any], float, int | None]] = deque()
         self._unsent: list[bytes] = []
-        self._watch: asyncio.TimerHandle | PromptTurn | None = None
+        # One for all: the oldest command is the first to be late.
+        self._slices = Slices(self._loop, deadline_s, self._look)
+        self._last_turn: PromptTurn | None = None
         self._is_full = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.is_open = True
@@ -72,9 +74,12 @@ class Pipe(asyncio.Protocol):
             asked.set_result(Neutral())
             return asked
         packed = hiredis.pack_command(command.words)  # type: ignore[arg-type]
-        self._pending.append((asked, command, time.monotonic(), mark))
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._deadline_s, self._look)
+        slices = self._slices
+        if slices.is_running:
+            self._pending.append((asked, command, slices.count + 1, mark))  # the slice that has begun is not all its
+        else:
+            slices.start()
+            self._pending.append((asked, command, slices.count, mark))
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(packed)
@@ -163,9 +168,10 @@ class Pipe(asyncio.Protocol):
         if self.is_open:
             self.is_open = False
             self._transport.abort()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._slices.stop()
+        if self._last_turn is not None:
+            self._last_turn.cancel()
+            self._last_turn = None
         row = enumerate(self._pending)
         ends = [
             (asked, mark, error if not at or (is_for_all and command.vouches) else Neutral())
@@ -182,21 +188,15 @@ class Pipe(asyncio.Protocol):
     # --- the deadline -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """One timer for all: the oldest command is the first to be late."""
-        self._watch = None
+        """After each slice of the deadline."""
         if not self._pending:
-            return
-        oldest = self._pending[0]
-        late_s = time.monotonic() - oldest[2] - self._deadline_s
-        if late_s < 0:
-            self._watch = self._loop.call_later(-late_s, self._look)
-        else:
-            # See ``Deadline``: an answer may be there already, and only we have not come to read it.
-            last_s = oldest[2] + MOST_DEADLINES * self._deadline_s
-            self._watch = PromptTurn(self._loop, last_s, lambda: self._judge_silence(oldest))
+            self._slices.stop()
+        elif self._last_turn is None and self._slices.count - self._pending[0][2] >= SLICES:
+            # An answer may be there already, and only we have not come to read it.
+            oldest, last_s = self._pending[0], time.monotonic() + self._deadline_s
+            self._last_turn = PromptTurn(self._loop, last_s, lambda: self._judge_silence(oldest))
 
     def _judge_silence(self, oldest: object) -> None:
+        self._last_turn = None
         if self._pending and self._pending[0] is oldest:
             self._end(TimeoutError("no reply within the deadline"), is_for_all=True)
-        else:
-            self._look()

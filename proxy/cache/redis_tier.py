@@ -151,6 +151,16 @@ class RedisTier:
         self._write_places = asyncio.Semaphore(_STORES)
         self._void_places = asyncio.Semaphore(max_connections - _LINES)
 
+    async def connect(self) -> None:
+        """
+        Make the connections that all requests share, and have Redis read the script that they wait for.
+
+        To be called before there are requests: hundreds of them at once would wait for a connection that is made
+        between their own turns. Trouble is counted as ever, and the first request tries again.
+        """
+        await self._asking.ask(commands.script(scripts.CLAIM, [], [b"", 1, 0], answers=0))
+        await self._telling.ask(commands.script(scripts.RENEW, [], [b"", 1]))
+
     async def read(self, keys: Sequence[bytes], owner: bytes) -> tuple[Values, bytes | None] | None:
         """The sealed values under *keys*, in order, and *owner*'s standing; ``None`` when Redis could not be asked."""
         reply = await self._asking.ask(commands.values([*map(self._name, keys), self._standing(owner)]))

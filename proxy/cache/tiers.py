@@ -80,6 +80,11 @@ class Tiers:
         self._pending_stores += 1
         self._tasks.start(self._write_redis(self._redis, entries, done))
 
+    async def connect(self) -> None:
+        """Reach Redis before the first request does; no longer than that would wait."""
+        if self._redis is not None:
+            await self._redis.connect()
+
     async def close(self) -> None:
         """Let go of Redis; pending writes are the caller's to wait for."""
         if self._redis is not None:

@@ -43,6 +43,29 @@ async def test_the_time_in_which_the_loop_heard_nobody_does_not_count() -> None:
     assert await waiting == "answered"
 
 
+async def test_an_answer_that_takes_several_turns_has_all_of_them() -> None:
+    """As a connection does: its greeting, its password, the command. A busy turn before must not cost it those."""
+    answered = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(_until(answered, 0.05))
+    await asyncio.sleep(0)
+
+    def exchange(left: int) -> None:
+        if left:
+            loop.call_later(0.002, exchange, left - 1)
+        else:
+            answered.set()
+
+    def keep_busy() -> None:
+        busy_until_s = time.monotonic() + 0.1
+        while time.monotonic() < busy_until_s:
+            pass
+        exchange(5)
+
+    loop.call_soon(keep_busy)
+    assert await waiting == "answered"
+
+
 async def test_a_loop_that_is_always_busy_does_not_wait_for_ever() -> None:
     loop = asyncio.get_running_loop()
     stop = False

@@ -11,6 +11,7 @@ import uvloop
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
 
+from proxy.cache import deadline as deadline_module
 from proxy.cache import pipe as pipe_module
 from proxy.cache.commands import Garbage, put, script, values
 from proxy.cache.guard import Neutral
@@ -376,28 +377,27 @@ async def test_silence_is_found_though_everybody_has_left():
 async def test_each_command_has_the_whole_deadline(monkeypatch):
     """The one before was answered late; the next must not be late for that, nor the idle connection."""
     clock = FakeClock()
-    monkeypatch.setattr(pipe_module, "time", clock)
+    monkeypatch.setattr(deadline_module, "time", clock)
+
+    def pass_slices(count: int) -> None:
+        for _ in range(count):
+            clock.advance(30.0 / deadline_module.SLICES)
+            line.pipe._slices._over()
+
     async with Line(30.0) as line:
         first = line.ask()
-        clock.advance(20)
+        pass_slices(7)
         second = line.ask()
         line.say(array(b"first"))
-        clock.advance(20)
-        line.pipe._look()
         assert first.done()
+        pass_slices(deadline_module.SLICES)
+        assert line.pipe._last_turn is None, "the slice in which it was asked is not counted"
         assert not second.done()
-        assert isinstance(line.pipe._watch, asyncio.TimerHandle), "for the rest of its time"
+        pass_slices(1)
+        assert line.pipe._last_turn is not None
         line.say(array(b"second"))
-        clock.advance(100)
-        line.pipe._look()
-        assert line.pipe.is_open, "nothing was under way"
-        assert line.pipe._watch is None
-        third = line.ask()
-        assert line.pipe._watch is not None, "and it is watched again"
-        clock.advance(31)
-        line.pipe._look()
-        await asyncio.wait([third])
-        assert isinstance(third.result(), TimeoutError)
+        pass_slices(1)
+        assert not line.pipe._slices.is_running, "nobody is waited for"
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
