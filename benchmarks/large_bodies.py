@@ -1,5 +1,5 @@
 """
-Small hits beside large bodies: twenty JSON bodies of 4 MiB at once, every second, to one worker.
+Small hits beside dear bodies, to one worker: twenty JSON bodies at once, every second, of 4 MiB or of many members.
 
 Real processes on loopback: simulator, redis-server, one worker with the default settings, and the senders of the large
 bodies. Rounds without and with them alternate; every figure is the median of its rounds, times count from when a call
@@ -54,11 +54,11 @@ def lag_s(before: Lags, after: Lags, percent: float) -> float:
     return next(at_most for at_most, count in counts.items() if count >= wanted)
 
 
-async def play(proxy: ProxyProcess, load: Workload, *, is_loaded: bool, seconds: float) -> Round:
-    """One round."""
+async def play(proxy: ProxyProcess, load: Workload, *, shapes: str | None, seconds: float) -> Round:
+    """One round, beside bodies of these *shapes* if there are to be any."""
     before = await lags(proxy)
-    if is_loaded:
-        async with LargeBodies(proxy.http_port, parallel=PARALLEL, seconds=seconds) as large:
+    if shapes is not None:
+        async with LargeBodies(proxy.http_port, shapes=shapes, parallel=PARALLEL, seconds=seconds) as large:
             report = await run_open_loop(load.call, RATE, duration_s=seconds)
         statuses = large.statuses
     else:
@@ -76,7 +76,7 @@ async def play(proxy: ProxyProcess, load: Workload, *, is_loaded: bool, seconds:
     )
 
 
-async def compare(rounds: int, seconds: float) -> tuple[list[Round], list[Round]]:
+async def compare(rounds: int, seconds: float, shapes: str) -> tuple[list[Round], list[Round]]:
     """Rounds without and with large bodies."""
     without, beside = [], []
     env = {"DASHCACHE_LOG_REQUESTS": "false"}
@@ -88,8 +88,8 @@ async def compare(rounds: int, seconds: float) -> tuple[list[Round], list[Round]
             await load.warm_up()
             for number in range(rounds):
                 print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-                without.append(await play(proxy, load, is_loaded=False, seconds=seconds))
-                beside.append(await play(proxy, load, is_loaded=True, seconds=seconds))
+                without.append(await play(proxy, load, shapes=None, seconds=seconds))
+                beside.append(await play(proxy, load, shapes=shapes, seconds=seconds))
     return without, beside
 
 
@@ -108,12 +108,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.large_bodies", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of each round")
+    parser.add_argument("--shapes", choices=("large", "many"), default="large")
     given = parser.parse_args()
-    without, beside = asyncio.run(compare(given.rounds, given.seconds))
+    without, beside = asyncio.run(compare(given.rounds, given.seconds, given.shapes))
     print(f"\r{given.rounds} rounds of {given.seconds:g} s, {RATE:g} small hits/s; ms, medians\n", file=sys.stdout)
     print(f"{'':<22}{'hit p50':>14}{'hit p99':>14}{'loop lag p99':>14}{'worst':>14}{'bodies':>10}{'errors':>8}")
     print(line("small hits alone", without))
-    print(line("with large bodies", beside))
+    print(line(f"beside {given.shapes} bodies", beside))
     return 1 if any(found.errors for found in (*without, *beside)) else 0
 
 

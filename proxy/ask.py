@@ -19,7 +19,7 @@ from proxy.core.answer import Answer, Body, Stream
 from proxy.core.coding import narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, jittered_ms
-from proxy.core.heavy import Heavy
+from proxy.core.heavy import LARGE_BYTES, Heavy
 from proxy.core.judge import refuses
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -36,6 +36,8 @@ _MAX_SHARED_BYTES = 1 << 20
 _MAX_REFUSAL_BYTES = 1 << 16
 _BAD_REQUEST = 400
 _STORE_AT_LATEST_S = 0.05
+_MANY_CODED_BYTES = LARGE_BYTES // 4
+"""Numbers in a coding grow up to four times; nobody knows what is in it before."""
 
 _ID_LINES = frozenset({b"x-request-id", b"request-id"})
 
@@ -344,14 +346,19 @@ class Asker:
         if objection is not None or rest is not None:
             return text if rest is None else rest, None, objection or Refusal.TOO_LARGE
         try:
-            return text, await self._heavy(_weight(reply, text), self._rows, job, reply, text, positions), ""
+            return text, await self._rows(job, reply, text, positions), ""
         except NotStorable as verdict:
             if verdict.refusal is Refusal.CREDENTIAL:
                 await self._callers.refused(job.request)
             return text, None, verdict.refusal
 
-    def _rows(self, job: Job, reply: UpstreamReply, text: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
-        return job.plan.split(content_of(reply, text, self._max_answer_bytes), positions)
+    async def _rows(self, job: Job, reply: UpstreamReply, text: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
+        """The rows in *text*, decoded and split beside the loop if that takes long. Raises NotStorable."""
+        limit = self._max_answer_bytes
+        if len(text) >= _MANY_CODED_BYTES and any(name.lower() == b"content-encoding" for name, _ in reply.headers):
+            return await self._heavy(LARGE_BYTES, lambda: job.plan.split(content_of(reply, text, limit), positions))
+        content = content_of(reply, text, limit)
+        return await self._heavy(job.plan.answer_weight(content), job.plan.split, content, positions)
 
     def _entries(self, job: Job, positions: Sequence[int], rows: Sequence[Row]) -> dict[bytes, Entry]:
         ttl_s = self._lifetime(job.plan.operation, job.plan.model)
@@ -374,8 +381,3 @@ class Asker:
                 self._tiers.fill(entries, done)
 
         return Store(put)
-
-
-def _weight(reply: UpstreamReply, text: bytes) -> int:
-    """About how many bytes are to be looked at for the answer *text*; numbers in a coding grow up to four times."""
-    return len(text) * (4 if any(name.lower() == b"content-encoding" for name, _ in reply.headers) else 1)

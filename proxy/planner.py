@@ -120,7 +120,9 @@ class Planner:
         known = self._planned.get((route, body)) if is_kept else None
         if known is not None and self.is_current(known):
             return known
-        plan = await self._heavy(len(body), route.adapter.plan, request) if known is None else known.plan
+        plan = (
+            await self._heavy(route.adapter.weight(body), route.adapter.plan, request) if known is None else known.plan
+        )
         if isinstance(plan, Pass):
             return plan
         planned = await self.keyed(route, request, plan)

@@ -30,20 +30,38 @@ _MOST_VALUES = 32_768
 In a body of more than ``_FEW_BYTES``. The longest vector has 20,000 numbers. The parser takes 0.3 ms for a thousand and
 lets nobody else run meanwhile: 4 MiB of ones would stop everything for a second.
 """
-_FEW_BYTES = 65_536
+MOST_MEMBERS = 4_096
+"""The most that any known operation has: a vector query with a sparse vector. A thousand take 2 ms."""
+_FEW_BYTES = 4_096
+"""A body no longer than this takes about a millisecond whatever it holds."""
+_MANY_BYTES = 256 * 1024
+# A value takes as long as so many bytes of text, and a member as so many more (measured, see decision 14).
+_VALUE_WEIGHT, _MEMBER_WEIGHT = 128, 256
 _NOT_STRUCTURE = bytes(set(range(256)).difference(b",:[{"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, the only way to write one in UTF-8
 
 
-def parse(body: bytes) -> Tree:
+def weight(body: bytes) -> int:
     """
-    Parse *body*, UTF-8 without a byte order mark.
+    How many bytes of plain text would take about as long as *body* to parse and to write: what ``heavy`` is told.
+
+    Small values take longer than their bytes say. Counted with a search, so texts with many commas weigh too much.
+    """
+    if not _FEW_BYTES < len(body) < _MANY_BYTES:
+        return len(body)
+    structure = body.translate(None, _NOT_STRUCTURE)
+    return len(body) + _VALUE_WEIGHT * len(structure) + _MEMBER_WEIGHT * structure.count(b":")
+
+
+def parse(body: bytes, most_members: int = MOST_MEMBERS) -> Tree:
+    """
+    Parse *body*, UTF-8 without a byte order mark; one of a few kilobytes may have more than *most_members*.
 
     Raises:
-        Ambiguous: duplicate members, NaN or Infinity, lone surrogates, bad UTF-8, too deep, too many values, or not
-            JSON at all.
+        Ambiguous: duplicate members, NaN or Infinity, lone surrogates, bad UTF-8, too deep, too many values or members,
+            or not JSON at all.
     """
-    if len(body) > _FEW_BYTES and _has_many_values(body):
+    if len(body) > _FEW_BYTES and _has_many_values(body, most_members):
         raise Ambiguous("too many values")
     try:
         text = body.decode("utf-8")
@@ -98,20 +116,21 @@ def _write(tree: Tree, parts: list[str], ordered: bool, depth: int) -> None:
         parts.append({True: "true", False: "false", None: "null"}[tree])
 
 
-def _has_many_values(body: bytes) -> bool:
+def _has_many_values(body: bytes, most_members: int) -> bool:
     """
-    Whether *body* has more than ``_MOST_VALUES`` values and names: told by its commas, colons and brackets.
+    Whether *body* has more than ``_MOST_VALUES`` values and names, or *most_members*: told by commas, colons, brackets.
 
     Exact as far as *body* is JSON; the parser does not look behind the first fault. A millisecond for 4 MiB, ten when
     texts have many such characters of their own.
     """
-    if len(body.translate(None, _NOT_STRUCTURE)) <= _MOST_VALUES:
+    structure = body.translate(None, _NOT_STRUCTURE)
+    if len(structure) <= _MOST_VALUES and structure.count(b":") <= most_members:
         return False
     quotes = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if quotes.count(b'"') > 2 * _MOST_VALUES:
         return True
-    outside = b"".join(quotes.split(b'"')[::2])
-    return len(outside.translate(None, _NOT_STRUCTURE)) > _MOST_VALUES
+    outside = b"".join(quotes.split(b'"')[::2]).translate(None, _NOT_STRUCTURE)
+    return len(outside) > _MOST_VALUES or outside.count(b":") > most_members
 
 
 def _check_depth(tree: Tree) -> None:

@@ -194,6 +194,9 @@ class Read(Protocol):
     def narrowed(self, positions: Sequence[int]) -> bytes:
         """The body of a smaller request that asks only for the items at *positions*, in that order."""
 
+    def answer_weight(self, body: bytes) -> int:
+        """How many bytes of plain text would take about as long to split as the (decoded) answer *body*."""
+
     def split(self, body: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
         """
         The rows in the vendor's answer *body* (decoded) to the items at *positions*, in that order.
@@ -235,6 +238,9 @@ class Adapter(Protocol):
 
     def precheck(self, request: Request) -> PassReason | None:
         """A reason to pass that the headers alone give, so that the body can stream."""
+
+    def weight(self, body: bytes) -> int:
+        """How many bytes of plain text would take about as long to plan as *body*; see ``core.heavy``."""
 
     def plan(self, request: Request) -> Read | Pass:
         """What to do with *request*, which is no write and whose body is there."""

@@ -52,6 +52,9 @@ class AnswerForm(Protocol):
     def refusal(self, status: int, lines: HeaderLines) -> Refusal | None:
         """Why an answer with this head is not kept; ``None`` when its body decides."""
 
+    def weight(self, body: bytes) -> int:
+        """How many bytes of plain text would take about as long to split as *body*."""
+
     def split(self, body: bytes, *, is_widened: bool) -> Row:
         """*body* as a row. Raises NotStorable; if *is_widened* also when it cannot be cut at any length."""
 
@@ -156,6 +159,10 @@ class VectorRead:
     def narrowed(self, positions: Sequence[int]) -> bytes:  # noqa: ARG002  there is one item, and it is asked for
         """The client's own bytes, unless more is fetched than it asked for."""
         return self.ask
+
+    def answer_weight(self, body: bytes) -> int:
+        """See ``core.plan.Read``."""
+        return self.answer.weight(body)
 
     def split(self, body: bytes, positions: Sequence[int]) -> tuple[Row, ...]:  # noqa: ARG002
         """The answer *body* as one row; see ``core.plan.Read``."""

@@ -29,6 +29,9 @@ Check = Callable[[Sequence[Field]], Refusal | None]
 _REQUEST_ID, _CODE, _OUTPUT = 1, 2, 4  # in every answer
 _SERVING = 1
 _NO_MAPS = Shape()
+# A field takes as long as so many bytes that are hashed, a byte of an answer as so many of text (see decision 14).
+_FIELD_WEIGHT, _ANSWER_WEIGHT = 1_024, 16
+_FEW_BYTES, _MANY_FIELDS = 1_024, 256
 _COMPLETE = struct.pack("<f", 1.0)
 
 
@@ -44,6 +47,10 @@ class MessageAnswer:
     def refusal(self, status: int, lines: HeaderLines) -> Refusal | None:  # noqa: ARG002  trailing metadata
         """Only an OK call is kept; the transport shows it as 200."""
         return None if status == 200 else Refusal.STATUS
+
+    def weight(self, body: bytes) -> int:
+        """See ``dashvector.AnswerForm``: documents are read field by field, and counting those takes as long."""
+        return _ANSWER_WEIGHT * len(body)
 
     def split(self, body: bytes, *, is_widened: bool) -> Row:
         """*body* as a row, if it is a success, complete and settled. Raises NotStorable."""
@@ -216,6 +223,15 @@ class DashVectorGrpc:
         """A reason to pass a read that the metadata alone give."""
         return None if dashvector.has_credential(request.headers) else PassReason.NO_CREDENTIAL
 
+    def weight(self, body: bytes) -> int:
+        """See ``core.plan.Adapter``: most queries have ten fields, one of them long."""
+        if len(body) <= _FEW_BYTES:
+            return len(body)
+        try:
+            return len(body) + _FIELD_WEIGHT * wire.count(body, _QUERY, at_most=_MANY_FIELDS)
+        except Malformed:  # whoever plans it finds that out as soon
+            return len(body)
+
     def plan(self, request: Request) -> VectorRead | Pass:
         """What to do with *request*, a read whose message is there."""
         name = _method(request.target)
@@ -224,6 +240,8 @@ class DashVectorGrpc:
         if reason is not None:
             return Pass(reason, operation)
         try:
+            if wire.count(request.body or b"", _READS[name].shape, at_most=wire.MOST_FIELDS) == wire.MOST_FIELDS:
+                return Pass(PassReason.AMBIGUOUS, operation)
             scopes = _scopes(name, request)
             return Pass(PassReason.UNKNOWN_SHAPE, operation) if scopes is None else self._read(name, request, scopes)
         except Malformed:

@@ -118,6 +118,10 @@ class DashVectorHttp:
             return PassReason.IDENTITY_REFUSED
         return None
 
+    def weight(self, body: bytes) -> int:
+        """See ``core.plan.Adapter``."""
+        return jsontext.weight(body)
+
     def plan(self, request: Request) -> VectorRead | Pass:
         """What to do with *request*, a read whose body is there."""
         place, name = _places(request.path)

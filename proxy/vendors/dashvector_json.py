@@ -15,7 +15,7 @@ from proxy.core import judge
 from proxy.core.entry import Row
 from proxy.core.plan import NotStorable, Refusal
 from proxy.core.request import HeaderLines
-from proxy.vendors import dashvector
+from proxy.vendors import dashvector, json_members
 from proxy.vendors.json_members import spans
 
 REQUEST_ID = b"\x04"
@@ -46,6 +46,10 @@ class JsonAnswer:
     def refusal(self, status: int, lines: HeaderLines) -> Refusal | None:
         """See ``core.judge``."""
         return judge.refusal(status, lines)
+
+    def weight(self, body: bytes) -> int:
+        """See ``dashvector.AnswerForm``."""
+        return json_members.weight(body)
 
     def split(self, body: bytes, *, is_widened: bool) -> Row:
         """*body* as a row, if it is a success, complete and settled. Raises NotStorable."""

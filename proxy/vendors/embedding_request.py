@@ -14,7 +14,7 @@ from proxy.core.entry import Row
 from proxy.core.jsontext import Number, Tree
 from proxy.core.plan import ErrorKind, Pass, PassReason, Read, Refusal, Scope, Write
 from proxy.core.request import HeaderLines, Request
-from proxy.vendors import dashscope
+from proxy.vendors import dashscope, json_members
 from proxy.vendors.embedding_answer import (
     COMPATIBLE_ANSWER,
     NATIVE_ANSWER,
@@ -27,6 +27,9 @@ from proxy.vendors.embedding_answer import (
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
 
 OPERATION = "embedding"
+
+_MOST_MEMBERS = 256
+"""The vendor documents ten."""
 
 Members = dict[str, Tree]
 
@@ -77,6 +80,10 @@ class EmbeddingAdapter:
         """A reason to pass that the headers alone give."""
         return dashscope.precheck(request)
 
+    def weight(self, body: bytes) -> int:
+        """See ``core.plan.Adapter``."""
+        return jsontext.weight(body)
+
     def plan(self, request: Request) -> Read | Pass:
         """The texts of *request* as items, or why it is passed."""
         try:
@@ -86,7 +93,7 @@ class EmbeddingAdapter:
 
     def _read(self, request: Request) -> Read | Pass:
         dialect = self._dialect
-        tree = jsontext.parse(request.body or b"")
+        tree = jsontext.parse(request.body or b"", _MOST_MEMBERS)
         if not isinstance(tree, dict):
             return Pass(PassReason.UNKNOWN_SHAPE, OPERATION)
         model, texts = _string(tree.get("model")), _texts(dialect.texts_of(tree))
@@ -187,6 +194,10 @@ class EmbeddingRead:
             return self.body
         wanted: Tree = [self.texts[position] for position in positions]
         return jsontext.compact(self.dialect.with_texts(self.tree, wanted))
+
+    def answer_weight(self, body: bytes) -> int:
+        """See ``core.plan.Read``: numbers weigh nothing more, as they are looked at by the thousand."""
+        return json_members.weight(body)
 
     def split(self, body: bytes, positions: Sequence[int]) -> tuple[Row, ...]:
         """The rows in the vendor's answer; see ``core.plan.Read``."""

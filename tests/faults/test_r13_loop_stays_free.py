@@ -1,4 +1,4 @@
-"""R13: the loop stays free. Large bodies, twenty at once, and small hits beside them."""
+"""R13: the loop stays free. Bodies that are large, or of many members, twenty at once, and small hits beside them."""
 
 import statistics
 
@@ -24,25 +24,31 @@ def told(rounds: list[Round]) -> str:
     return f"hit p99 {p99_s(rounds) * 1000:.1f} ms, loop lag p99 {lag_p99_s(rounds) * 1000:g} ms"
 
 
-async def check(rounds: int, seconds: float) -> str:
-    alone, beside = await compare(rounds, seconds)
+SHAPES = {"large": "4 MiB", "many": "52 to 256 KB, 250 to 16,000 members or 30,000 numbers"}
+each_shape = pytest.mark.parametrize("shapes", SHAPES)
+
+
+async def check(rounds: int, seconds: float, shapes: str) -> str:
+    alone, beside = await compare(rounds, seconds, shapes)
     assert not any(found.errors for found in (*alone, *beside))
     assert all(found.bodies >= 20 for found in beside), "the large bodies were answered, too"
     assert lag_p99_s(beside) <= LAG_S + lag_p99_s(alone)
     assert p99_s(beside) <= ADDED_S + 2 * p99_s(alone)
-    return f"{told(beside)} beside 20 bodies of 4 MiB; alone {told(alone)}"
+    return f"{told(beside)} beside 20 bodies of {SHAPES[shapes]}; alone {told(alone)}"
 
 
-async def test_r13_small_hits_beside_large_bodies(record_property) -> None:
+@each_shape
+async def test_r13_small_hits_beside_dear_bodies(record_property, shapes: str) -> None:
     """All are answered, and hits go on meanwhile; how late they are is for the nightly run, on a quiet machine."""
-    (alone,), (beside,) = await compare(1, 1.0)
+    (alone,), (beside,) = await compare(1, 1.0, shapes)
     assert not alone.errors
     assert not beside.errors
     assert beside.bodies >= 20
-    record_property("figure", f"{told([beside])} beside 20 bodies of 4 MiB, in one second")
+    record_property("figure", f"{told([beside])} beside 20 bodies of {SHAPES[shapes]}, in one second")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_r13_in_full(record_property) -> None:
-    record_property("figure", await check(3, 20.0))
+@each_shape
+async def test_r13_in_full(record_property, shapes: str) -> None:
+    record_property("figure", await check(3, 20.0, shapes))

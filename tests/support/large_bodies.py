@@ -1,8 +1,9 @@
 """
-Clients that send large JSON bodies, twenty at once. A process of its own, so that it slows nobody who measures.
+Clients that send JSON bodies that are dear, twenty at once. A process of its own: it slows nobody who measures.
 
-``python -m tests.support.large_bodies PORT PARALLEL EVERY_S SECONDS``: every *EVERY_S* seconds, *PARALLEL* bodies of
-nearly 4 MiB at the same time, each on its own connection. Prints how many were sent, and the answers by status.
+``python -m tests.support.large_bodies SHAPES PORT PARALLEL EVERY_S SECONDS``: every *EVERY_S* seconds, *PARALLEL*
+bodies at the same time, each on its own connection: large ones of nearly 4 MiB, or smaller ones of many values.
+Prints how many were sent, and the answers by status.
 """
 
 import asyncio
@@ -20,8 +21,34 @@ _HEADERS = ((b"Authorization", b"Bearer sk-large"), (b"Content-Type", b"applicat
 _BEFORE, _AFTER = b'{"model":"text-embedding-v4","input":{"texts":[', b"]}}"
 
 
-def bodies() -> tuple[bytes, ...]:
-    """One of each kind, all of ``SIZE``; in each stands ``0000000000`` once, to make it another."""
+def bodies(shapes: str) -> tuple[bytes, ...]:
+    """One of each kind of *shapes*; in each stands ``0000000000`` once, to make it another."""
+    return {"large": _large, "many": _many}[shapes]()
+
+
+def _many() -> tuple[bytes, ...]:
+    """
+    Less than 256 KiB, and dear for what is in them: members more than any operation has, and as many as may be.
+
+    The last two are planned: a list of 30,000 numbers, as no text is one, and 250 members beside a text.
+    """
+
+    def with_members(count: int, member: bytes) -> bytes:
+        members = b",".join(member % number for number in range(count))
+        return b'{"model":"text-embedding-v4","input":{"texts":["0000000000"]},"parameters":{' + members + b"}}"
+
+    numbers = _BEFORE + b'"0000000000",' + b",".join([b"1.5"] * 30_000) + _AFTER
+    return (
+        with_members(16_000, b'"member-%06d":1'),
+        with_members(6_300, b'"%d":1'),
+        with_members(8_000, b'"%d":{"a":1}'),
+        numbers,
+        with_members(250, b'"member-%d":"' + b"x" * 100 + b'"'),
+    )
+
+
+def _large() -> tuple[bytes, ...]:
+    """All of ``SIZE``."""
     room = SIZE - len(_BEFORE) - len(_AFTER) - 200
     escaped = b",".join([b'"%b"' % (b'said \\"no\\", then left\\n' * (room // 10 // 25))] * 9)
     chinese = b",".join([b'"%b"' % ("已知文本" * (room // 10 // 12)).encode()] * 9)
@@ -29,9 +56,9 @@ def bodies() -> tuple[bytes, ...]:
     return tuple(_BEFORE + b'"0000000000",' + kind + _AFTER for kind in (escaped, chinese, numbers))
 
 
-async def send(port: int, parallel: int, every_s: float, seconds: float) -> Counter[int]:
+async def send(shapes: str, port: int, parallel: int, every_s: float, seconds: float) -> Counter[int]:
     """Send them; statuses of the answers by number."""
-    kinds, statuses, loop = bodies(), Counter[int](), asyncio.get_running_loop()
+    kinds, statuses, loop = bodies(shapes), Counter[int](), asyncio.get_running_loop()
     began_s = loop.time()
 
     async def client(number: int) -> None:
@@ -52,8 +79,10 @@ async def send(port: int, parallel: int, every_s: float, seconds: float) -> Coun
 class LargeBodies:
     """Such a process, within ``async with``; ``statuses`` is there at the end."""
 
-    def __init__(self, port: int, *, parallel: int = 20, every_s: float = 1.0, seconds: float) -> None:
-        self._command = [sys.executable, "-m", __name__, *map(str, (port, parallel, every_s, seconds))]
+    def __init__(
+        self, port: int, *, shapes: str = "large", parallel: int = 20, every_s: float = 1.0, seconds: float
+    ) -> None:
+        self._command = [sys.executable, "-m", __name__, shapes, *map(str, (port, parallel, every_s, seconds))]
         self.statuses: Counter[int] = Counter()
 
     async def __aenter__(self) -> Self:
@@ -66,5 +95,5 @@ class LargeBodies:
 
 
 if __name__ == "__main__":
-    port, parallel, every_s, seconds = sys.argv[1:]
-    print(json.dumps(asyncio.run(send(int(port), int(parallel), float(every_s), float(seconds)))))
+    shapes, port, parallel, every_s, seconds = sys.argv[1:]
+    print(json.dumps(asyncio.run(send(shapes, int(port), int(parallel), float(every_s), float(seconds)))))

@@ -6,8 +6,9 @@ map entries, and in nothing else that one library does; ``canonical`` undoes exa
 stay in it as they came.
 """
 
+import itertools
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from proxy.core.key import prefixed
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _MAX_NUMBER = (1 << 29) - 1
+
+MOST_FIELDS = 12_800
+"""Of a message with all that is read in it: a query with a sparse vector of 4,000 indices. They take 30 ms."""
 
 
 class Malformed(ValueError):  # noqa: N818  a verdict, not a fault
@@ -54,9 +58,36 @@ def fields(message: bytes) -> list[Field]:
     The fields of *message* in the order of the wire.
 
     Raises:
-        Malformed: truncated, groups (which proto3 has not), or numbers that no field can have.
+        Malformed: truncated, groups (which proto3 has not), numbers that no field can have, or ``MOST_FIELDS``.
     """
-    found, at, end = [], 0, len(message)
+    found = list(itertools.islice(_each(message), MOST_FIELDS))
+    if len(found) == MOST_FIELDS:
+        raise Malformed("too many fields")
+    return found
+
+
+def count(message: bytes, shape: Shape, *, at_most: int) -> int:
+    """
+    How many fields ``canonical`` reads, counted no further than *at_most*: 2 microseconds each.
+
+    Raises:
+        Malformed: see ``fields``.
+    """
+    found = 0
+    for each in _each(message):
+        found += 1
+        if found >= at_most:
+            break
+        if each.kind == BYTES and each.number in shape.messages:
+            found += count(each.data, shape.messages[each.number], at_most=at_most - found)
+        elif each.kind == BYTES and each.number in shape.maps:
+            value = shape.maps[each.number].value
+            found += count(each.data, Shape(messages={2: value} if value else {}), at_most=at_most - found)
+    return min(found, at_most)
+
+
+def _each(message: bytes) -> Iterator[Field]:
+    at, end = 0, len(message)
     while at < end:
         start = at
         tag, at = _varint(message, at)
@@ -75,8 +106,7 @@ def fields(message: bytes) -> list[Field]:
             raise Malformed("wire type")
         if at > end:
             raise Malformed("truncated")
-        found.append(Field(number, kind, varint, message[begin:at], start, at))
-    return found
+        yield Field(number, kind, varint, message[begin:at], start, at)
 
 
 def canonical(message: bytes, shape: Shape) -> bytes:
@@ -145,6 +175,8 @@ def _entry(entry: bytes, shape: MapShape) -> tuple[bytes, bytes]:
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     """The number at *at*, and where it ends; at most ten bytes, more than 64 bits are cut off as all parsers do."""
+    if at < len(message) and (byte := message[at]) < 0x80:  # most are one byte, and need no loop
+        return byte, at + 1
     value = 0
     for shift, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << 7 * shift

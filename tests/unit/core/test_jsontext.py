@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from proxy.core.jsontext import Ambiguous, Number, canonical, compact, parse
+from proxy.core.heavy import LARGE_BYTES
+from proxy.core.jsontext import Ambiguous, Number, canonical, compact, parse, weight
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,46 @@ def test_more_values_than_any_request_has_are_refused_before_they_are_read(filli
     def document(values):
         return b'{"a":[' + filling * values + b'0],"b":"' + b"x" * 70_000 + b'"}'
 
-    assert len(parse(document(10_000))["a"]) == 10_001
+    assert len(parse(document(10_000), most_members=20_000)["a"]) == 10_001
     with pytest.raises(Ambiguous, match="too many values"):
-        parse(document(40_000))
+        parse(document(40_000), most_members=100_000)
+
+
+@pytest.mark.parametrize(
+    "members", [b'"%d":1,', b'"%d":{"a":1},', b'"%d":"text, with: commas",', b'"\\"%d:":[],'], ids=lambda m: m.decode()
+)
+def test_more_members_than_any_operation_has_are_refused_before_they_are_read(members):
+    def document(count):
+        return b"{" + b"".join(members % number for number in range(count)) + b'"last":"' + b"x" * 5_000 + b'"}'
+
+    nested = 2 if b"{" in members else 1
+    assert len(parse(document(4_000 // nested))) == 4_000 // nested + 1
+    with pytest.raises(Ambiguous, match="too many values"):
+        parse(document(5_000 // nested))
+    with pytest.raises(Ambiguous, match="too many values"):
+        parse(document(300), most_members=256)
+
+
+def test_colons_in_texts_are_no_members():
+    body = json.dumps({"input": ["10:30, 11:30 " * 3_000, "b"]}).encode()
+    assert parse(body, most_members=256)["input"][1] == "b"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_heavy"),
+    [
+        (b'{"input":"' + b"x" * 200_000 + b'"}', False),
+        (b'{"vector":[' + b"0.123456," * 1_536 + b"1]}", False),
+        (b'{"vector":[' + b"0.123456," * 20_000 + b"1]}", True),
+        (b"{" + b'"a":1,' * 16_000 + b'"b":1}', True),
+        (b"{" + b'"a":1,' * 6_300 + b'"b":1}', True),
+        (b"{" + b'"a":1,' * 1_000 + b'"b":1}', True),
+        (b"{" + b'"a":1,' * 400 + b'"b":1}', False),
+        (b'{"input":"' + b"x" * 300_000 + b'"}', True),
+    ],
+)
+def test_r13_what_is_heavy_is_told_by_values_and_not_by_bytes_alone(body, is_heavy):
+    assert (weight(body) >= LARGE_BYTES) is is_heavy
 
 
 @pytest.mark.parametrize("text", ["{[,:", 'said "no", then:', "\\", '\\"', ',"', '",'])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.heavy import LARGE_BYTES
 from proxy.core.plan import NotStorable, Pass, PassReason, Refusal
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors._pb import wire
@@ -403,3 +404,35 @@ def test_only_an_ok_call_is_kept():
     plan = read(call())
     assert plan.refusal(200, ((b"content-type", b"application/grpc"),)) is None
     assert plan.refusal(502, ()) is Refusal.STATUS
+
+
+# --- too much to be read ----------------------------------------------------------------------------------------------
+
+
+DEAR = {
+    "many fields": lambda count: b"\x10\x01" * count,
+    "a sparse vector": lambda count: b"".join(
+        wire.bytes_field(7, wire.varint_field(1, index + 1) + b"\x15\0\0\0\0") for index in range(count // 3)
+    ),
+    "one within a message": lambda count: wire.bytes_field(
+        10, b"".join(wire.bytes_field(2, wire.bytes_field(1, b"%d" % index)) for index in range(count // 2))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEAR)
+def test_r13_a_message_of_many_fields_is_heavy_and_one_of_too_many_is_passed(kind: str):
+    adapter = DashVectorGrpc()
+    assert adapter.weight(DEAR[kind](120)) < LARGE_BYTES
+    assert adapter.weight(DEAR[kind](3_000)) >= LARGE_BYTES
+    plan = adapter.plan(call("query_doc", DEAR[kind](40_000)))
+    assert isinstance(plan, Pass)
+    assert plan.reason is PassReason.AMBIGUOUS
+
+
+def test_r13_a_long_vector_is_one_field_and_not_heavy():
+    assert DashVectorGrpc().weight(wire.bytes_field(1, wire.bytes_field(1, b"\0" * 16_000))) < LARGE_BYTES
+
+
+def test_r13_what_is_no_message_is_not_heavy():
+    assert DashVectorGrpc().weight(b"\xff" * 5_000) == 5_000
