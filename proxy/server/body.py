@@ -122,6 +122,9 @@ class IncomingBody:
         except web.RequestPayloadError as error:
             self.fault = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
             raise self.fault from error
+        except ConnectionError as error:
+            self.fault = ClientError(ErrorCode.BAD_REQUEST, "the client left inside the request's body")
+            raise self.fault from error
 
     async def _awaited(self) -> bytes:
         patience, loop = self._patience, asyncio.get_running_loop()
