@@ -10,6 +10,7 @@ from proxy.core.listening import Port
 from proxy.core.modes import Mode
 from proxy.core.outcome import Outcome, Repeats
 from proxy.core.ports import Clock
+from proxy.core.trouble import Trouble
 from proxy.data_ports import listen
 from proxy.settings import Settings
 
@@ -67,6 +68,10 @@ class Recorder:
 
     def upstream_refused(self, upstream: str, reason: str) -> None:
         self.failures.append(f"{upstream} busy: {reason}")
+
+    def call_ended(self, upstream: str, end: int | Trouble) -> None:
+        if isinstance(end, Trouble):
+            self.failures.append(f"{upstream}: {end}")
 
     def flight_overdue(self, operation: str) -> None:
         self.failures.append(f"{operation}: a flight was overdue")

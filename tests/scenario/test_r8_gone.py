@@ -69,7 +69,9 @@ async def test_r8_a_client_in_the_middle_of_a_stream(rig: WireRig, how: str) -> 
 @both_ways
 async def test_r8_a_client_in_the_middle_of_its_upload(rig: WireRig, how: str) -> None:
     client = await rig.client()
-    await client.send(wire.head_bytes(b"POST /x HTTP/1.1", [(b"Host", b"a"), (b"Content-Length", b"100")]) + b"part")
+    # A longer body than one that is waited for whole before the upstream is asked.
+    lines = [(b"Host", b"a"), (b"Content-Length", b"100000")]
+    await client.send(wire.head_bytes(b"POST /x HTTP/1.1", lines) + b"part")
     await wait_until(lambda: b"part" in rig.upstream_bytes(), what="the first piece upstream")
     left_at = await leave(client, how)
     assert await rig.upstream.wait_closed() - left_at <= AT_MOST_S
@@ -138,7 +140,7 @@ def request_of(kind: str, number: int) -> bytes:
         "a stream": ("GET", "/part", [], None),
         "a miss": ("POST", EMBEDDINGS, KEYED, batch),
         "a kept stream": ("POST", EMBEDDINGS, KEYED, batch),
-        "an upload": ("POST", "/upload", [(b"Content-Length", b"100")], b"half"),
+        "an upload": ("POST", "/upload", [(b"Content-Length", b"100000")], b"half"),
     }[kind]
     return request_bytes(method, target, [*fields, (b"X-Number", b"%d" % number)], body)
 
