@@ -99,11 +99,18 @@ class Rig:
         assert again.said == partial.said
         assert_hit(again, len(asked))
 
-    def refused(self, ask: AskAt) -> Told:
-        """The vendor's refusal is the same through the proxy, every time anew; returns the direct one."""
+    def refused(self, ask: AskAt, *, is_partial: bool = False) -> Told:
+        """
+        The vendor's refusal is the same through the proxy, every time anew; returns the direct one.
+
+        *is_partial*: some items are known. What the vendor says to the rest is shown only if it speaks of nobody's
+        items; else it is asked once more, for all of them.
+        """
         direct = ask(self.sim.url)
         for _ in range(2):
-            told = self.through(ask, calls=1)
+            before = self.calls()
+            told = ask(self.proxy.http_url)
+            assert self.calls() - before in ((1, 2) if is_partial else (1,))
             assert told.said == direct.said
             assert not told.header("x-dashcache-error")
             if told.headers is not None:
