@@ -43,9 +43,10 @@ SECTIONS = {
         "R7b": "Refreshes cannot storm",
         "R7c": "A refresh uses the credential of the request that set it off, from memory only",
         "R8": "Who leaves is let go: the upstream sees it, nothing stays behind",
-        "R9": "Memory is bounded whatever is sent",
+        "R9": "Memory is bounded per connection: large answers and uploads flow through, plans, names and labels are "
+        "capped; over all that is held at once there is no bound yet",
         "R10": "The bypass switch works when nothing else does",
-        "R11": "Restarts are quiet",
+        "R11": "Restarts and reloads are quiet; of a killed worker, only calls under way at the kill may fail",
         "R12": "Upstream connections may close at any moment: reads succeed, writes are never sent twice",
         "R13": "Bodies that are large, or of many members, hold up small hits by 0.15 s at most at the 99th percentile",
         "R14": "The breaker judges Redis, not clients",
@@ -100,7 +101,7 @@ SECTIONS = {
         "another site; a change is one JSON order; exposed without a token it does not start; the data port has "
         "none of it",
         "S13": "Slow clients cost little: heads, bodies and readers that drip or stop end after their time",
-        "S14": "Bombs do not go off",
+        "S14": "Bombs do not go off: what is compressed passes unopened; chunks, lines and trailers have their limits",
         "S15": "The gRPC port stands HTTP/2 floods, and an odd head ends no call but its own",
         "S16": "Timing tells tenants nothing of each other",
         "S17": "A credential that the vendor has refused gets no hits",
