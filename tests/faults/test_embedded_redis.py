@@ -160,9 +160,13 @@ async def test_a_killed_worker_is_replaced(sim: ProcessSim) -> None:
         assert report.between(0.0, killed_s - 0.1).errors.total() == 0, report.summary()
         assert report.between(killed_s + 0.5).errors.total() == 0, report.summary()
         assert report.errors.total() <= 10, report.summary()
+
         # What the dead one had counted is not lost.
+        async def both_serve() -> bool:
+            return bool((await stats(proxy))["workers"] == {"serving": 2, "wanted": 2})
+
+        await wait_until(both_serve, 30.0, "both workers to serve")
         told = await stats(proxy)
-        assert told["workers"] == {"serving": 2, "wanted": 2}
         requests = told["operations"]["embedding"]["requests"]
         assert counted + report.correct <= requests <= counted + report.count
 
