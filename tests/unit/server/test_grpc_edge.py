@@ -565,11 +565,14 @@ async def test_a_second_message_is_refused_unless_the_first_is_answered_from_the
     async with running(known=Known()) as rig:
         call = rig.channel.stream_unary(QUERY)(stream())
         code = await call.code()
-        if is_answered:
+        # A call that is answered before its client has written all: grpc.aio's client may report its own failed write.
+        was_cut = is_answered and code is grpc.StatusCode.INTERNAL
+        if is_answered and not was_cut:
             assert await call == b"kept"
         (outcome,) = await rig.observed()
         assert rig.relay.requests == rig.upstream.calls == []
-    assert code is (grpc.StatusCode.OK if is_answered else grpc.StatusCode.UNIMPLEMENTED)
+    assert was_cut or code is (grpc.StatusCode.OK if is_answered else grpc.StatusCode.UNIMPLEMENTED)
+    assert outcome.grpc_code == (grpc.StatusCode.OK if is_answered else grpc.StatusCode.UNIMPLEMENTED).value[0]
     assert outcome.state is (CacheState.HIT if is_answered else CacheState.REFUSED)
 
 
