@@ -130,7 +130,10 @@ class HttpTransport:
             UpstreamError: busy, unreachable, too slow, or not HTTP; ``retryable`` when the connection ended without a
                 byte.
         """
-        is_upload = request.body is None and body is not None and not await body.begun(WHOLE_BYTES)
+        is_upload = False
+        if request.body is None and body is not None:
+            _headers(request.headers)  # a head that cannot be written is refused before its body is asked for
+            is_upload = not await body.begun(WHOLE_BYTES)
         taken = await self._slots.take(share=SHARE.get(NOBODY), is_again=request.is_again, is_long=is_upload)
         with _Slot(taken) as slot:
             WANTS_FRESH.set(request.is_again)
