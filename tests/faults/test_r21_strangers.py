@@ -1,4 +1,4 @@
-"""R21: no stranger can hold what others need. Slots of an upstream here; memory in ``test_r21_held_bytes``."""
+"""R21: no stranger can hold what others need: slots of an upstream."""
 
 import asyncio
 import contextlib
