@@ -42,6 +42,7 @@ fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing, FUZZ_SECONDS=60 per targ
 	@.venv-fuzz/bin/python -m tests.fuzz.runner --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 	@.venv-fuzz/bin/python -m tests.fuzz.http_edge --seconds $(FUZZ_SECONDS)
 	@.venv-fuzz/bin/python -m tests.fuzz.websocket_bridge --seconds $(FUZZ_SECONDS)
+	@.venv-fuzz/bin/python -m tests.fuzz.grpc_edge --seconds $(FUZZ_SECONDS)
 
 check: $(VENV)/.dev ## lint, format and types
 	@$(BIN)/ruff check $(SOURCES)

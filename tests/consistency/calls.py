@@ -184,7 +184,8 @@ def _fields(call: Call, doc: str) -> dict[str, Any]:
     return {"version": pb.FieldValue(int_value=call.version), "kind": pb.FieldValue(string_value=doc)}
 
 
-def _grpc_answer(operation: str, status: int, marks: dict[str, str], body: bytes) -> Answer:
+def grpc_answer(operation: str, status: int, marks: dict[str, str], body: bytes) -> Answer:
+    """What a call came to; *status* is 200 when it went well, else the gRPC code."""
     cache = marks.get("cache-status", "")
     if status != 200:
         return Answer("grpc", status, None, cache, None, {}, marks)
@@ -298,6 +299,6 @@ class Door:
             body = await call
         except grpc.aio.AioRpcError as error:
             marks = {name: str(value) for name, value in error.trailing_metadata() or ()}
-            return _grpc_answer(operation, error.code().value[0], marks, b"")
+            return grpc_answer(operation, error.code().value[0], marks, b"")
         marks = {name: str(value) for name, value in await call.trailing_metadata()}
-        return _grpc_answer(operation, 200, marks, body)
+        return grpc_answer(operation, 200, marks, body)
