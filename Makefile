@@ -41,6 +41,7 @@ soak: $(VENV)/.dev ## steady load and random faults, every answer compared, for 
 fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing, FUZZ_SECONDS=60 per target, FUZZ_TARGETS="wire entry" (docs/fuzzing.md)
 	@.venv-fuzz/bin/python -m tests.fuzz.runner --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 	@.venv-fuzz/bin/python -m tests.fuzz.http_edge --seconds $(FUZZ_SECONDS)
+	@.venv-fuzz/bin/python -m tests.fuzz.upstream_answers --seconds $(FUZZ_SECONDS)
 	@.venv-fuzz/bin/python -m tests.fuzz.websocket_bridge --seconds $(FUZZ_SECONDS)
 	@.venv-fuzz/bin/python -m tests.fuzz.grpc_edge --seconds $(FUZZ_SECONDS)
 
