@@ -25,7 +25,6 @@ from tests.support.recorded import RecordedRequest
 
 LIMITS = {"DASHCACHE_UPSTREAM_READ_TIMEOUT_S": "0.5"}
 _PATIENCE_S = 15.0
-_BROKEN = b"X-Fuzz-Broken"
 _EMBEDDINGS = {NATIVE.path: False, COMPATIBLE.path: True}
 _STATUSES = (b"100", b"101", b"103", b"200", b"200", b"201", b"204", b"206", b"304", b"429", b"500", b"2000", b"abc")
 _VALUES = (b"", b"0", b"-1", b"+5", b"5, 5", b"1e3", b"99999999999999999999", b"chunked", b"gzip", b"\xff", b"close")
@@ -75,6 +74,8 @@ class AnswersRig:
     def __init__(self, rig: WireRig) -> None:
         self._rig = rig
         self._chance = random.Random(0)
+        self._is_broken = False
+        """Whether the upstream's answers are, now."""
         rig.upstream.answer = self._answer
         self.inputs = self.answers = self.kept = 0
 
@@ -83,14 +84,16 @@ class AnswersRig:
         self._chance = chance
         path, is_compatible = chance.choice(list(_EMBEDDINGS.items()))
         texts = [f"{self.inputs}-{number}" for number in range(chance.randint(1, 3))]
+        self._is_broken = True
         async with await self._rig.client() as client:
             try:
-                await client.post(path, _body(texts, is_compatible), [*_CREDENTIAL, (_BROKEN, b"1")])
+                await client.post(path, _body(texts, is_compatible), _CREDENTIAL)
                 self.answers += 1
             except TimeoutError:
                 raise AssertionError("no answer, and no end of the connection") from None
             except (ConnectionError, IncompleteResponseError):  # broken off, as the upstream's was
                 pass
+        self._is_broken = False
         others = [f"other-{chance.randrange(400)}" for _ in range(2)]
         found = await asyncio.gather(*(self._well(path, part, is_compatible) for part in (texts, others)))
         self.kept += (found[0].header("Cache-Status") or b"").startswith(b"dashcache; hit")
@@ -106,7 +109,7 @@ class AnswersRig:
     async def _answer(self, request: RecordedRequest, writer: asyncio.StreamWriter) -> None:
         is_compatible = _EMBEDDINGS[request.target.decode()]
         body = answer_of(request.body, is_compatible, None)
-        if request.header(_BROKEN.decode()) is None:
+        if not self._is_broken:
             lines = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
             writer.write(wire.head_bytes(b"HTTP/1.1 200 OK", lines) + body)
             return

@@ -1,4 +1,4 @@
-"""Broken answers of an upstream to a real proxy, some here and many at night; see ``tests/fuzz/upstream_answers.py``."""
+"""Broken answers of an upstream to a real proxy: some here, many at night; see ``tests/fuzz/upstream_answers.py``."""
 
 import random
 
