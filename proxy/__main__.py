@@ -1,13 +1,12 @@
 """``python -m proxy`` is ``dashcache``, and with ``worker``, which only the supervisor says, one worker process."""
 
 import sys
-from types import ModuleType
-from typing import cast
 
 
 def _worker() -> int:
-    # structlog loads it, where it is installed, for tracebacks, which are never logged: 3 MiB in each worker.
-    sys.modules.setdefault("rich", cast(ModuleType, None))
+    from proxy.ops.processes.process import load_sparingly  # noqa: PLC0415
+
+    load_sparingly()
     from proxy.ops.processes.worker import main  # noqa: PLC0415
 
     return main()

@@ -79,10 +79,11 @@ def run() -> None:
 
     Ctrl-C or SIGTERM drains and ends it, SIGHUP reloads its settings.
     """
-    from proxy.ops.processes.process import forget_metrics_directory  # noqa: PLC0415
+    from proxy.ops.processes.process import forget_metrics_directory, load_sparingly  # noqa: PLC0415
 
     forget_metrics_directory()
-    from proxy.ops.processes.start import RunFailedError  # noqa: PLC0415  only after the line above
+    load_sparingly()
+    from proxy.ops.processes.start import RunFailedError  # noqa: PLC0415  only after the lines above
     from proxy.ops.processes.start import run as run_supervisor  # noqa: PLC0415
 
     try:

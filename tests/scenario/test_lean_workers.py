@@ -22,4 +22,5 @@ def test_a_worker_has_no_pydantic_and_grpc_only_for_its_ports(url: str | None, h
         assert "pydantic_core" in _libraries(proxy.pid)  # so it can be seen here
         assert "pydantic_core" not in loaded
         assert "numpy" in loaded
+        assert "numpy" not in _libraries(proxy.pid)  # the supervisor reads no vectors
         assert ("grpc" in loaded) is has_grpc

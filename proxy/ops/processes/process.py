@@ -10,6 +10,10 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from proxy.ops.processes import collector
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client keeps values that several processes share; it looks once, when it is first imported."""
@@ -49,6 +53,13 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if not name.startswith("DASHCACHE_") and name != "REDIS_URL" and name.upper() != METRICS_VARIABLE
     }
+
+
+def load_sparingly() -> None:
+    """Leave out, from now on, what costs time at the start of a process and is of no use to it; see ``collector``."""
+    collector.pause()
+    # structlog loads it, where it is installed, for tracebacks, which are never logged: 3 MiB in each worker.
+    sys.modules.setdefault("rich", cast(ModuleType, None))
 
 
 def forget_metrics_directory() -> None:

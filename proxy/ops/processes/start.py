@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from proxy.errors import ConfigError
-from proxy.ops.processes import floors
+from proxy.ops.processes import collector, floors
 from proxy.ops.processes.supervisor import Supervisor
 from proxy.ops.telemetry.log_output import configure, error_fields, logger
 from proxy.settings import Settings
@@ -24,6 +24,7 @@ def run(environ: Mapping[str, str]) -> None:
         ConfigError: with every mistake.
         RunFailedError: it could not be run, or not any longer, for another reason; the log has it too.
     """
+    collector.spare()
     if found := floors.mistakes():
         raise ConfigError(found)
     loaded = load_with_sources(environ)

@@ -5,7 +5,6 @@ Started by the supervisor only, as ``python -m proxy worker``. Ends when told to
 """
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from proxy.core.listening import Port
 from proxy.core.modes import Modes
 from proxy.core.purges import Marks
 from proxy.core.tasks import Tasks
+from proxy.ops.processes import collector
 from proxy.ops.processes.channel import Hello, WorkerControl, settings_from_json, worker_end
 from proxy.ops.processes.process import CONTROL_VARIABLE, die_with_parent
 from proxy.ops.switches.live import LiveModes
@@ -30,8 +30,6 @@ Serve = Callable[[Settings, Sequence[Port], bytes, str | None, WorkerControl], A
 
 # Beyond the time for draining: to let go of the ports, and to close connections to Redis and upstreams.
 _LAST_SECONDS = 5.0
-_YOUNG_OBJECTS = 10_000
-"""So many more objects than before call the collector: those of some dozens of requests on their way."""
 
 
 def main(serve: Serve | None = None) -> int:
@@ -75,7 +73,7 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         serve = serve or _real_serve()
-        _spare_collector()
+        collector.spare()
         await serve(settings, hello.ports, hello.secret, hello.redis_url, control)
     except Exception as error:  # noqa: BLE001  the last place where it can be told
         logger().error("worker_failed", **error_fields(error))
@@ -85,17 +83,6 @@ async def _run(connected: socket.socket, serve: Serve | None) -> int:
         channel.close()
         writer.close()
     return 0
-
-
-def _spare_collector() -> None:
-    """
-    Keep the collector of cycles from looking at what stays for ever, and from coming after every few requests.
-
-    A look at all that was imported takes tens of milliseconds, in which nobody is answered.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS)
 
 
 def _inherited(hello: Hello) -> dict[Port, socket.socket]:

@@ -13,12 +13,12 @@ from proxy.core.trouble import Trouble
 from proxy.errors import ErrorCode
 from proxy.settings import Settings
 from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT
-from proxy.vendors import dashvector, embedding_request
+from proxy.vendors import dashscope, dashvector
 
 OTHER = "other"
 
 OPERATIONS_OF: dict[str, tuple[str, ...]] = {
-    "dashscope": (embedding_request.OPERATION,),
+    "dashscope": (dashscope.EMBEDDING,),
     "dashvector": (dashvector.QUERY, dashvector.STATS, dashvector.WRITE),
 }
 """By vendor: the operations that the cache answers, or that make its answers stale."""
