@@ -98,6 +98,11 @@ class Outcome:
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
+    def model(self) -> str:
+        """The vendor's model that was asked for, in the client's own spelling; empty when there is none."""
+        return "" if self.planned is None else self.planned.extent[2]
+
+    @property
     def hits(self) -> int:
         """Items served from a tier."""
         return self.hits_memory + self.hits_redis

@@ -11,6 +11,7 @@ BATCH_CAPS = {
     "text-embedding-v2": 25,
     "text-embedding-v1": 25,
     "qwen3.7-text-embedding": 20,
+    "qwen3.7-text-embedding-flash": 20,
 }
 """Texts per call. A larger batch is cut, or passed as it is, so that the vendor's own refusal reaches the client."""
 

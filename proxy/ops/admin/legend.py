@@ -9,6 +9,7 @@ COLUMNS: dict[str, str] = {
     "calls": "requests made to the vendor to answer these",
     "saved": "requests that were answered without one",
     "tokens saved": "tokens that the vendor would have counted for the items answered from the cache",
+    "unknown price": "tokens saved of models whose list price is not known: counted, but in no amount of money",
     "1m, 1h": "of the last minute and the last hour, or since the start if that is less",
     "how they ended": "calls by the vendor's status, or by why none came",
     "until, since": "when a mode ends by itself, and when it was set; one that waits holds when those above end",

@@ -1,31 +1,32 @@
-"""
-What the vendor charges, for an estimate of what hits have saved. A list price, not anybody's bill.
+"""What hits have saved, in money: each model's tokens at its own price, and the tokens that have no known price."""
 
-Source: the vendor's public model and price pages for text embedding, dated 2024 to September 2026. CNY per 1,000
-tokens, China (Beijing), ordinary calls; the batch interface costs half.
-"""
+from collections.abc import Mapping
+from typing import Any
 
-CURRENCY = "CNY"
+from proxy.vendors.prices import CNY_PER_1K_TOKENS, CURRENCY
 
-CNY_PER_1K_TOKENS: dict[str, float] = {
-    "text-embedding-v4": 0.0005,
-    "text-embedding-v3": 0.0005,
-    "text-embedding-v2": 0.0007,
-    "text-embedding-v1": 0.0007,
-    "text-embedding-async-v2": 0.0007,
-    "text-embedding-async-v1": 0.0007,
-}
-"""By model. Models whose price in CNY the vendor does not publish are left out."""
+BASIS = (
+    "tokens saved of each model at its list price in China (Beijing); an estimate. Tokens of models whose price is not"
+    " known are counted, and add nothing to the amount"
+)
 
-_LOWEST = {"embedding": min(CNY_PER_1K_TOKENS.values())}
-
-BASIS = "tokens saved at the lowest list price of the operation's models; an estimate that is rather too low"
+_DECIMALS = 12
+"""A single token's price has fewer; more would show how floats are stored."""
 
 
-def saved(operation: str, tokens: float) -> float:
-    """
-    What *tokens* of *operation* would have cost at least.
+def saved(tokens: Mapping[str, int]) -> dict[str, Any]:
+    """The document for *tokens* saved by model; a model without a price has ``None`` for price and amount."""
+    models = {model: _of_model(count, CNY_PER_1K_TOKENS.get(model)) for model, count in tokens.items()}
+    priced = [entry["amount"] for entry in models.values() if entry["amount"] is not None]
+    return {
+        "amount": round(sum(priced), _DECIMALS),
+        "currency": CURRENCY,
+        "unknown_price_tokens": sum(entry["tokens"] for entry in models.values() if entry["amount"] is None),
+        "models": models,
+        "basis": BASIS,
+    }
 
-    Tokens are counted per operation and not per model, so the cheapest model's price is taken.
-    """
-    return tokens / 1000 * _LOWEST.get(operation, 0.0)
+
+def _of_model(tokens: int, price: float | None) -> dict[str, Any]:
+    amount = None if price is None else round(tokens * price / 1000, _DECIMALS)
+    return {"tokens": tokens, "price_per_1k": price, "amount": amount}

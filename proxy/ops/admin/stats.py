@@ -89,11 +89,7 @@ def stats(
         "operations": operations,
         "upstreams": {name: _upstream(sums, name) for name in upstreams},
         "shadow": sums.by("dashcache_shadow_total", "result"),
-        "money_saved": {
-            "amount": round(sum(prices.saved(name, entry["tokens_saved"]) for name, entry in operations.items()), 6),
-            "currency": prices.CURRENCY,
-            "basis": prices.BASIS,
-        },
+        "money_saved": prices.saved(sums.by("dashcache_tokens_saved_total", "model")),
         "modes": modes_document(modes, upstreams),
         "purges": _purges(marks),
     }

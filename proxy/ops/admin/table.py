@@ -1,8 +1,10 @@
 """``GET /v1/stats`` for people: the figures that an operator looks for, in columns."""
 
 import time
+from decimal import Decimal
 from typing import Any
 
+_MOST_MODELS = 5
 _RATES = ("requests_per_s", "calls_per_s", "hit_ratio")
 
 
@@ -13,7 +15,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _overview(document: dict[str, Any]) -> str:
-    redis, workers, money = document["redis"], document["workers"], document["money_saved"]
+    redis, workers = document["redis"], document["workers"]
     answered = {None: "none", True: f"{redis['round_trip_ms']} ms", False: "does not answer"}[redis["ok"]]
     memory = document["memory"]
     return _columns(
@@ -27,9 +29,25 @@ def _overview(document: dict[str, Any]) -> str:
             ["memory", f"{memory['entries']} rows, {memory['bytes'] / 2**20:.1f} MiB"],
             *_invalidations(document),
             *_purges(document),
-            ["saved", f"about {money['amount']:.4f} {money['currency']}"],
+            ["saved", _money(document["money_saved"])],
         ]
     )
+
+
+def _money(saved: dict[str, Any]) -> str:
+    """Enough digits that a few tokens are not shown as nothing; and what is not in the amount."""
+    text = f"about {_amount(saved['amount'])} {saved['currency']}"
+    unknown = {model: entry["tokens"] for model, entry in saved["models"].items() if entry["amount"] is None}
+    most_first = sorted(unknown, key=lambda model: (-unknown[model], model))
+    named = [f"{unknown[model]} tokens of model {model}" for model in most_first[:_MOST_MODELS]]
+    rest = most_first[_MOST_MODELS:]
+    if rest:
+        named.append(f"{sum(unknown[model] for model in rest)} tokens of {len(rest)} more")
+    return f"{text}; unknown price: {', '.join(named)}" if named else text
+
+
+def _amount(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 or not value else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def _invalidations(document: dict[str, Any]) -> list[list[str]]:

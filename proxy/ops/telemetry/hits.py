@@ -25,7 +25,8 @@ class HitSum:
     requests: int = 0
     hits_memory: int = 0
     hits_redis: int = 0
-    tokens_saved: int = 0
+    tokens_saved: dict[str, int] = field(default_factory=dict)
+    """By model, as asked for."""
     bytes_in: int = 0
     bytes_out: int = 0
     total_ms: float = 0.0
@@ -53,7 +54,9 @@ class HitSum:
         self.requests += times
         self.hits_memory += times * outcome.hits_memory
         self.hits_redis += times * outcome.hits_redis
-        self.tokens_saved += times * outcome.tokens_saved
+        if outcome.tokens_saved:
+            model = outcome.model
+            self.tokens_saved[model] = self.tokens_saved.get(model, 0) + times * outcome.tokens_saved
         self.bytes_in += times * outcome.bytes_in
         self.bytes_out += times * outcome.bytes_out
 

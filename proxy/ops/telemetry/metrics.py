@@ -14,6 +14,7 @@ from proxy.core.plan import PassReason
 from proxy.core.trouble import FAILS_FOR_ALL, Trouble
 from proxy.ops.telemetry import labels
 from proxy.ops.telemetry.hits import HitSum
+from proxy.ops.telemetry.models import TokensSaved
 
 # From a memory hit (well under a millisecond) to the vendor's slow answers.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -65,8 +66,8 @@ class Metrics:
         for counter, count in zip(self._items[operation], (hits.hits_memory, hits.hits_redis), strict=False):
             if count:
                 counter.inc(count)
-        if hits.tokens_saved:
-            self._tokens_saved[operation].inc(hits.tokens_saved)
+        for model, tokens in hits.tokens_saved.items():
+            self._tokens_saved.add(operation, model, tokens)
         self._calls_saved[operation].inc(hits.requests)
 
     def memory(self, entries: int, size_bytes: int) -> None:
@@ -161,7 +162,7 @@ class Metrics:
             if count:
                 counter.inc(count)
         if outcome.tokens_saved:
-            self._tokens_saved[operation].inc(outcome.tokens_saved)
+            self._tokens_saved.add(operation, outcome.model, outcome.tokens_saved)
         if not outcome.upstream_calls and outcome.status < 400:
             self._calls_saved[operation].inc()
 
@@ -181,7 +182,10 @@ class Metrics:
         calls = self._counter(
             "dashcache_operation_calls", "Upstream calls of an operation: made, or saved whole.", "operation", "result"
         )
-        tokens = self._counter("dashcache_tokens_saved", "Tokens that did not have to be paid for again.", "operation")
+        tokens = self._counter(
+            "dashcache_tokens_saved", "Tokens that did not have to be paid for again.", "operation", "model"
+        )
+        self._tokens_saved = TokensSaved(tokens)
         durations = Histogram(
             "dashcache_request_duration_seconds",
             "From the request's head to the answer's last byte.",
@@ -209,7 +213,6 @@ class Metrics:
         }
         self._calls_made = {operation: calls.labels(operation, "made") for operation in self._operations}
         self._calls_saved = {operation: calls.labels(operation, "saved") for operation in self._operations}
-        self._tokens_saved = {operation: tokens.labels(operation) for operation in self._operations}
         shadow = self._counter("dashcache_shadow", "Items in shadow mode: would have hit, missed, differed.", "result")
         self._shadow = {result: shadow.labels(result) for result in ("hit", "miss", "mismatch")}
 

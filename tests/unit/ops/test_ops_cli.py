@@ -282,7 +282,8 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     totals = {
         ("dashcache_items_total", (("operation", "embedding"), ("result", "memory"))): 9.0,
         ("dashcache_items_total", (("operation", "embedding"), ("result", "forwarded"))): 1.0,
-        ("dashcache_tokens_saved_total", (("operation", "embedding"),)): 2_000_000.0,
+        ("dashcache_tokens_saved_total", (("operation", "embedding"), ("model", "text-embedding-v4"))): 2_000_000.0,
+        ("dashcache_tokens_saved_total", (("operation", "embedding"), ("model", "brand-new"))): 40.0,
         ("dashcache_items_total", (("operation", "vector-query"), ("result", "redis"))): 3.0,
         ("dashcache_items_total", (("operation", "vector-query"), ("result", "forwarded"))): 1.0,
         ("dashcache_operation_calls_total", (("operation", "vector-query"), ("result", "saved"))): 3.0,
@@ -302,7 +303,7 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
     table = call("stats", DASHCACHE_ADMIN_LISTEN=admin.address)
     assert table.exit_code == 0, table.output
     assert "90.0%" in table.output
-    assert "1.0000 CNY" in table.output
+    assert "about 1.00 CNY; unknown price: 40 tokens of model brand-new" in table.output
     lines = [line.split() for line in table.output.splitlines()]
     assert ["listening", "http", "127.0.0.1:8080;", "grpc", "127.0.0.1:50051"] in lines
     assert ["vector-query", "0", "4", "0", "3", "1", "75.0%", "0", "3", "0"] in lines

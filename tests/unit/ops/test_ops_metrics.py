@@ -63,7 +63,7 @@ def test_a_hit_counts_items_tokens_and_a_saved_call(metrics: Metrics) -> None:
     assert value(metrics, "dashcache_requests_total", operation="embedding", state="hit") == 1
     assert value(metrics, "dashcache_items_total", operation="embedding", result="memory") == 1
     assert value(metrics, "dashcache_items_total", operation="embedding", result="redis") == 2
-    assert value(metrics, "dashcache_tokens_saved_total", operation="embedding") == 17
+    assert value(metrics, "dashcache_tokens_saved_total", operation="embedding", model="other") == 17
     assert value(metrics, "dashcache_operation_calls_total", operation="embedding", result="saved") == 1
     bucket = {"operation": "embedding", "state": "hit", "le": "0.0005"}
     assert value(metrics, "dashcache_request_duration_seconds_bucket", **bucket) == 1
