@@ -25,6 +25,7 @@ from proxy.cache.tiers import Tiers
 from proxy.cache.voidable import VoidableTier
 from proxy.callers import Callers
 from proxy.core.heavy import Heavy
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.key import Secret
 from proxy.core.listening import Port
 from proxy.core.loops import new_id
@@ -36,7 +37,7 @@ from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
-from proxy.ops.processes.heap import give_back
+from proxy.ops.processes.heap import give_back, keep_large_apart
 from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.log_output import logger
@@ -78,6 +79,7 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
+    keep_large_apart()
     with (
         contextlib.closing(Observer.of(settings, control.met)) as observer,
         contextlib.closing(_journal(settings, control)) as own,
@@ -165,6 +167,7 @@ async def built(
     keys = Secret.derive(secret)
     codec = Codec(keys, settings.limits.max_entry_bytes)
     heavy = Heavy()
+    held = HeldBytes(settings.limits.held_bytes)
     tiers = Tiers(
         MemoryTier(settings.memory.max_bytes, settings.memory.max_age_s, clock.monotonic),
         redis,
@@ -233,6 +236,7 @@ async def built(
         clock=clock,
         random_unit=random.random,
         heavy=heavy,
+        held=held,
     )
     fetcher = Fetcher(
         batcher=Batcher(
@@ -292,6 +296,7 @@ async def built(
         max_key_body_bytes=settings.limits.max_key_body_bytes,
         max_answer_bytes=settings.limits.max_answer_bytes,
         heavy=heavy,
+        held=held,
         clock=clock,
     )
     bridged = {each.name: over_http[each.name] for each in upstreams if each.vendor == "dashscope"}
@@ -304,6 +309,8 @@ async def built(
         observer=observer,
         error_body=error_body,
         clients=parts.clients(settings, observer),
+        held=held,
+        head_bytes=settings.limits.head_bytes,
         body_patience=parts.body_patience(settings),
         cache_status_on_pass=settings.cache_status_on_pass,
         own_id=own_id,

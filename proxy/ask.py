@@ -7,6 +7,7 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 import asyncio
 import contextlib
 import dataclasses
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Self
 
@@ -20,6 +21,7 @@ from proxy.core.coding import narrowed_codings
 from proxy.core.entry import Entry, Row
 from proxy.core.freshness import Directives, jittered_ms
 from proxy.core.heavy import LARGE_BYTES, Heavy
+from proxy.core.held_bytes import HeldBytes, Hold
 from proxy.core.judge import refuses
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -297,6 +299,7 @@ class Asker:
         clock: Clock,
         random_unit: Callable[[], float],
         heavy: Heavy | None = None,
+        held: HeldBytes | None = None,
     ) -> None:
         self._upstreams = upstreams
         self._callers = callers
@@ -308,6 +311,7 @@ class Asker:
         self._max_answer_bytes = max_answer_bytes
         self._keeps_errors = keeps_errors
         self._heavy = heavy or Heavy()
+        self._held = held or HeldBytes(sys.maxsize)
         self._clock = clock
         self._random_unit = random_unit
 
@@ -318,13 +322,17 @@ class Asker:
         Raises:
             ProxyError: no answer could be had.
         """
-        async with self._upstreams.in_time():
-            reply = await self._upstreams.send_read(job, content)
-            try:
-                body, rows, detail = await self._judged(job, reply, positions)
-            except BaseException:
-                reply.close()
-                raise
+        hold = self._held.hold()
+        try:
+            async with self._upstreams.in_time():
+                reply = await self._upstreams.send_read(job, content)
+                try:
+                    body, rows, detail = await self._judged(job, reply, positions, hold)
+                except BaseException:
+                    reply.close()
+                    raise
+        finally:
+            hold.end()
         answer, asked = relayed(reply, body), tuple(job.keys[at] for at in positions)
         if rows is None:
             return Landing(positions, answer, detail=detail, asked=asked)
@@ -336,13 +344,13 @@ class Asker:
         return Landing(positions, answer, came, stores=stores, asked=asked)
 
     async def _judged(
-        self, job: Job, reply: UpstreamReply, positions: Sequence[int]
+        self, job: Job, reply: UpstreamReply, positions: Sequence[int], hold: Hold
     ) -> tuple[bytes | Stream, tuple[Row, ...] | None, str]:
         """The body, read or not, to pass on as it came; its rows if the answer is complete and right; or why not."""
         objection = job.plan.refusal(reply.status, reply.headers)
         if objection is not None and reply.status < 500 and not (self._keeps_errors and reply.status == _BAD_REQUEST):
             return reply, None, objection
-        text, rest = await start_of(reply, _MAX_SHARED_BYTES if objection else self._max_answer_bytes)
+        text, rest = await start_of(reply, _MAX_SHARED_BYTES if objection else self._max_answer_bytes, hold)
         if objection is not None or rest is not None:
             return text if rest is None else rest, None, objection or Refusal.TOO_LARGE
         try:

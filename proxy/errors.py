@@ -33,6 +33,7 @@ class ErrorCode(enum.StrEnum):
     UPSTREAM_TIMEOUT = "UpstreamTimeout"
     UPSTREAM_PROTOCOL = "UpstreamProtocolError"
     UPSTREAM_BUSY = "UpstreamBusy"
+    TOO_MUCH_HELD = "TooMuchHeld"
     TOO_MANY_CONNECTIONS = "TooManyConnections"
     CLIENT_TOO_SLOW = "ClientTooSlow"
     NOT_INVALIDATED = "NotInvalidated"
@@ -95,6 +96,11 @@ class UpstreamError(ProxyError):
         self.retryable = retryable
         self.is_unseen = is_unseen
         self.trouble = trouble
+
+
+def no_room() -> ProxyError:
+    """What is told to who would exceed the budget of bytes that are held (``core.held_bytes``)."""
+    return ProxyError(ErrorCode.TOO_MUCH_HELD, "the proxy holds too much that is not complete; try again", 503)
 
 
 class ConfigError(Exception):

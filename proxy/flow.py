@@ -34,6 +34,7 @@ at any point: what it would have said is a miss. The upstream's errors go to the
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from proxy.ask import Asker, Job, Landing, Upstreams, begin
@@ -45,6 +46,7 @@ from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.grace import StaleReason
 from proxy.core.heavy import Heavy
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import Pass, PassReason, Refusal
@@ -81,6 +83,7 @@ class Flow:
         max_key_body_bytes: int,
         max_answer_bytes: int,
         heavy: Heavy | None = None,
+        held: HeldBytes | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._planner = planner
@@ -98,6 +101,7 @@ class Flow:
             voidable=voidable,
             tasks=tasks,
             max_answer_bytes=max_answer_bytes,
+            held=held or HeldBytes(sys.maxsize),
         )
         self._modes = modes
         self._heavy = heavy or Heavy()

@@ -12,6 +12,7 @@ from proxy.ask import Upstreams
 from proxy.cache.voidable import Effect, NotTold, VoidableTier
 from proxy.callers import Callers
 from proxy.core.answer import Answer, Body
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import NotStorable, Verdict, Write
 from proxy.core.ports import UpstreamReply
@@ -51,6 +52,7 @@ class Writer:
         voidable: VoidableTier,
         tasks: Tasks,
         max_answer_bytes: int,
+        held: HeldBytes,
     ) -> None:
         self._planner = planner
         self._upstreams = upstreams
@@ -58,6 +60,7 @@ class Writer:
         self._voidable = voidable
         self._tasks = tasks
         self._max_answer_bytes = max_answer_bytes
+        self._held = held
 
     async def answer(self, request: Request, body: Body, outcome: Outcome, write: Write) -> Answer:
         """
@@ -106,13 +109,16 @@ class Writer:
         return answer
 
     async def _forward(self, request: Request, sending: Sending, outcome: Outcome, write: Write) -> _Ended:
+        hold = self._held.hold()
         try:
             reply = await self._upstreams.send(dataclasses.replace(request, body=None), outcome, sending)
-            text, rest = await start_of(reply, self._max_answer_bytes)
+            text, rest = await start_of(reply, self._max_answer_bytes, hold)
         except ProxyError as error:
             if sending.objection is not None:
                 raise sending.objection from None
             return error, _without_answer(error, is_whole=sending.is_whole)
+        finally:
+            hold.end()
         verdict = self._verdict(write, reply, text)
         if verdict in (Verdict.FAILED, Verdict.UNKNOWN) and not sending.is_whole:
             verdict = Verdict.NOT_SENT

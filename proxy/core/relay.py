@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from proxy.core.answer import Answer, Stream
 from proxy.core.coding import decoded
+from proxy.core.held_bytes import FREE_BYTES, Hold
 from proxy.core.ports import UpstreamReply
 
 
@@ -13,10 +14,23 @@ def relayed(reply: UpstreamReply, body: bytes | Stream) -> Answer:
     return Answer(reply.status, reply.reason, reply.headers, body, length, grpc_status=reply.grpc_status)
 
 
-async def start_of(reply: UpstreamReply, limit: int) -> tuple[bytes, Stream | None]:
-    """The body up to about *limit* bytes, and, if that is not all, a stream of the whole."""
-    text, is_whole = await reply.read(limit)
-    return text, None if is_whole else _Resumed(text, reply)
+async def start_of(reply: UpstreamReply, limit: int, hold: Hold) -> tuple[bytes, Stream | None]:
+    """
+    The body up to about *limit* bytes, and, if that is not all, a stream of the whole.
+
+    What is read counts in *hold*; where that has no room it is not all.
+    """
+    pieces: list[bytes] = []
+    left, step, is_whole = limit, FREE_BYTES, False
+    while left >= 0 and not is_whole:
+        piece, is_whole = await reply.read(min(step, left))
+        pieces.append(piece)
+        left -= len(piece)
+        step *= 2
+        if not hold.add(len(piece)):
+            break
+    text = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return text, None if is_whole and left >= 0 else _Resumed(text, reply)
 
 
 class _Resumed:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from proxy.errors import ClientError, ErrorCode
+from proxy.core.held_bytes import Hold
+from proxy.errors import ClientError, ErrorCode, no_room
 from proxy.server.half_closed import CONTINUE
 
 
@@ -25,10 +26,15 @@ class Patience:
 
 
 class IncomingBody:
-    """Implements ``core.answer.Body`` on an aiohttp request."""
+    """
+    Implements ``core.answer.Body`` on an aiohttp request.
 
-    def __init__(self, raw: web.BaseRequest, patience: Patience) -> None:
+    What is read of it before it goes on is counted in *hold*, until ``end``.
+    """
+
+    def __init__(self, raw: web.BaseRequest, patience: Patience, hold: Hold) -> None:
         self._raw = raw
+        self._hold = hold
         self._patience = patience
         self._waited_s = 0.0
         self._looked_s = 0.0
@@ -58,7 +64,7 @@ class IncomingBody:
             return content
         size = 0
         async for piece in self._arriving():
-            self._taken.append(piece)
+            self._keep(piece)
             size += len(piece)
             if size > limit:
                 return None
@@ -76,8 +82,20 @@ class IncomingBody:
             return None
         rest = content.read_nowait()
         self.received_bytes += len(rest)
-        self._taken = [b"".join((*self._taken, rest))]
+        self._keep(rest)
+        self._taken = [b"".join(self._taken)]
         return self._taken[0]
+
+    def end(self) -> None:
+        """The request is over."""
+        self._taken = []
+        self._hold.end()
+
+    def _keep(self, piece: bytes) -> None:
+        if not self._hold.add(len(piece)):
+            self.end()
+            raise no_room()
+        self._taken.append(piece)
 
     async def begun(self, limit: int) -> bool:
         """Wait for all of the body if it is short, else for its first piece: see ``core.answer.Body``."""
@@ -85,7 +103,7 @@ class IncomingBody:
             return await self.read(limit) is not None
         if not self._taken:
             async for piece in self._arriving():
-                self._taken.append(piece)
+                self._keep(piece)
                 break
         return self.is_empty
 

@@ -11,7 +11,8 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
 from proxy.core.found import Found
-from proxy.errors import ErrorCode
+from proxy.core.held_bytes import FREE_HEAD_BYTES
+from proxy.errors import ErrorCode, no_room
 from proxy.server.half_closed import HalfClosed, has_begun
 from proxy.server.lane import HOLD_S, Boundary, Lane
 from proxy.server.watch import Watch
@@ -45,9 +46,12 @@ class Connection(RequestHandler):
         "_found",
         "_front",
         "_half_closed",
+        "_head_bytes",
+        "_head_hold",
         "_held",
         "_holding",
         "_is_free",
+        "_is_refused",
         "_last",
         "_port",
         "_start",
@@ -68,6 +72,9 @@ class Connection(RequestHandler):
         self._found: tuple[object, Found] | None = None  # the message that it was found for
         self._half_closed: HalfClosed | None = None
         self._start = b""  # of a head that is not whole yet, as far as it tells HTTP/2
+        self._head_bytes = 0
+        self._is_refused = False
+        self._head_hold = front.held.hold(FREE_HEAD_BYTES)
         self.has_asked = False
         self.watch: Watch
 
@@ -86,6 +93,7 @@ class Connection(RequestHandler):
         self._let_go()
         if self._half_closed is not None:
             self._half_closed.end()
+        self._head_hold.end()
         self._port.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
@@ -218,9 +226,12 @@ class Connection(RequestHandler):
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if not self._messages:
-            if self._is_free and data:
+            if self._is_free and data and not self._is_refused:
                 self._begin_head(data)
             return
+        if self._head_bytes:
+            self._head_bytes = 0
+            self._head_hold.end()
         self.has_asked = True
         self._is_free = False
         self.watch.head_ends()
@@ -238,9 +249,25 @@ class Connection(RequestHandler):
             self._start = b""
         self._start = (self._start + data)[: len(_HTTP_2)]
         if self._start == _HTTP_2:
-            self._messages.append((_refusal(505, "HTTP/2"), EMPTY_PAYLOAD))
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
+            self._refuse(_refusal(505, "HTTP/2"))
+        else:
+            self._count_head(len(data))
+
+    def _count_head(self, size: int) -> None:
+        """So many bytes more of a head that is not complete; it may be too long, or there may be no room for it."""
+        self._head_bytes += size
+        if self._head_bytes > self._front.head_bytes:
+            self._refuse(_refusal(431, "too long"))
+        elif not self._head_hold.add(size * _HEAD_COPIES):
+            self._refuse(_refusal(503, "no room"))
+
+    def _refuse(self, refusal: _ErrInfo) -> None:
+        """As aiohttp does with what it cannot parse: its task answers, and ends the connection."""
+        self._is_refused = True
+        self._head_hold.end()
+        self._messages.append((refusal, EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _refuse_nameless(self, data: bytes) -> None:
         """
@@ -259,6 +286,8 @@ class Connection(RequestHandler):
 
     def _feed(self, data: bytes) -> None:
         """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""
+        if self._is_refused:  # the end is near: what still comes would only be kept
+            return
         flags = self._close, self._force_close
         if not any(flags) or self.transport is None or self._body.is_eof():
             super().data_received(data)
@@ -347,7 +376,8 @@ class Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002  may quote what the client sent
     ) -> web.StreamResponse:
         """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
-        status = 431 if isinstance(exc, LineTooLong) or _TOO_MANY in str(exc) else status
+        if isinstance(exc, LineTooLong) or _TOO_MANY in str(exc):
+            status = 431
         code, text = _WORDS.get(status, _WORDS[400])
         answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
         self._front.refused_by_parser(status, code)
@@ -381,11 +411,15 @@ def _refusal(status: int, why: str) -> _ErrInfo:
 _WORDS = {
     400: (ErrorCode.BAD_REQUEST, "this is not a valid HTTP request"),
     431: (ErrorCode.HEADER_TOO_LARGE, "the header is too large"),
+    503: (ErrorCode.TOO_MUCH_HELD, no_room().message),
     505: (ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here"),
 }
 
 _HTTP_2 = b"PRI * HTTP/2.0\r\n\r\n"
 """How HTTP/2 begins where the client did not ask first (RFC 9113 §3.4); six bytes more follow."""
+
+_HEAD_COPIES = 2
+"""Of a head while it comes: the parser's and its lines."""
 
 _LONGEST_LOOK_S = 60.0
 """No Redis is waited for as long, whatever the settings and however busy the loop."""

@@ -17,6 +17,7 @@ from proxy.at_once import AtOnce
 from proxy.core.answer import Again, Answer
 from proxy.core.cache_status import cache_status, header_lines
 from proxy.core.found import Found
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import Head, HeaderLines
@@ -64,6 +65,8 @@ class Front:
         observer: RequestObserver,
         error_body: ErrorBody,
         clients: Clients,
+        held: HeldBytes,
+        head_bytes: int = 262_144,
         body_patience: Patience,
         cache_status_on_pass: bool = False,
         own_id: bytes = b"",
@@ -77,6 +80,8 @@ class Front:
         self._error_body = error_body
         self.clients = clients
         self.own_id = own_id
+        self.held = held
+        self.head_bytes = head_bytes
         self._body_patience = body_patience
         self._cache_status_on_pass = cache_status_on_pass
         self._clock = clock
@@ -86,7 +91,7 @@ class Front:
     async def handle(self, raw: web.BaseRequest, intake: Intake) -> web.StreamResponse:
         """One request from its head to the last byte of its answer."""
         outcome = Outcome(started_s=self._clock.monotonic())
-        body = IncomingBody(raw, self._body_patience)
+        body = IncomingBody(raw, self._body_patience, self.held.hold())
         self.running += 1
         try:
             return await self._answered(raw, intake, body, outcome)
@@ -98,6 +103,7 @@ class Front:
             return _broken_off(raw)  # aiohttp would take the error for a fault of the handler's
         finally:
             self.running -= 1
+            body.end()
             if outcome.client_gone and isinstance(raw.protocol, Connection) and raw.protocol.watch.gave_up:
                 outcome.detail = raw.protocol.watch.gave_up
             outcome.bytes_in = body.received_bytes

@@ -10,6 +10,7 @@ client's messages is a fifth of what the library does for a call.
 
 import asyncio
 import functools
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from proxy.at_once import AtOnce
 from proxy.core.answer import Answer, nothing
 from proxy.core.cache_status import header_lines
 from proxy.core.grpc_status import GrpcStatus
+from proxy.core.held_bytes import HeldBytes, Hold
 from proxy.core.listening import Tls
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import SYSTEM_CLOCK, Clock
 from proxy.core.request import GRPC, HeaderLines, Request
 from proxy.core.share import ADDRESS
 from proxy.core.tasks import Tasks
-from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError
+from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError, no_room
 from proxy.flow import Flow
 from proxy.server.front import RequestObserver
 from proxy.server.grpc_intake import GrpcIntake, address_of
 from proxy.server.grpc_server import GrpcServer
+from proxy.server.grpc_unfinished import Unfinished
 from proxy.server.leaving import SETTLE_S, connected_to, let_nobody_in, listening_on, take_away, until
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Metadata, Options, metadata_of
 
@@ -62,6 +65,8 @@ class GrpcFront:
         min_ping_interval_s: float = 10.0,
         connection_s: float = 30.0,
         own_id: bytes = b"",
+        held: HeldBytes | None = None,
+        message_s: float = 30.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
@@ -70,6 +75,8 @@ class GrpcFront:
         self._observer = observer
         self._error_lines = error_lines
         self._options = _options(max_connections, idle_s, max_streams, min_ping_interval_s, connection_s)
+        self._held = held or HeldBytes(sys.maxsize)
+        self._unfinished = Unfinished(self._held, message_s)
         self._clock = clock
         self._tasks = Tasks(observer.background_failed)
         self._ports: list[_Port] = []
@@ -112,7 +119,7 @@ class GrpcFront:
 
     async def handle(self, intake: GrpcIntake, details: Any, context: Any) -> bytes:  # noqa: ANN401  see ``service``
         """One call from its metadata to its last byte; *context* is a ``grpc.aio.ServicerContext``."""
-        call = _Call(Outcome(upstream=intake.upstream, started_s=self._clock.monotonic()))
+        call = _Call(Outcome(upstream=intake.upstream, started_s=self._clock.monotonic()), self._held.hold())
         self.running += 1
         try:
             try:
@@ -132,8 +139,12 @@ class GrpcFront:
 
     async def _served(self, intake: GrpcIntake, details: Any, context: Any, call: "_Call") -> "_Ending":  # noqa: ANN401
         head, lines = intake.head(details.method, details.invocation_metadata)
-        message, outcome = await _first_message(context), call.outcome
+        message, outcome = await self._unfinished.message(context), call.outcome
+        if message is None:
+            raise _no_streams()
         outcome.bytes_in = len(message)
+        if not call.hold.add(len(message)):
+            raise no_room()
         found = None if self._at_once is None else await self._at_once.recalled(head, message, outcome)
         if isinstance(found, Answer):
             return _ending(found, outcome, await _content(found))
@@ -141,7 +152,8 @@ class GrpcFront:
         # and goes without: what the library keeps for it is a circle that only the collector takes apart.
         context.add_done_callback(lambda _context: self._finished(call))
         call.is_awaited = True
-        await _end_of_messages(context)
+        if await self._unfinished.message(context) is not None:
+            raise _no_streams()
         ADDRESS.set(address_of(context.peer()))
         request = Request(GRPC, head.target, lines, head.upstream, message, context.time_remaining(), head=head)
         answer = await self._flow.answer(request, _Message(message), outcome, found)
@@ -166,6 +178,7 @@ class GrpcFront:
     def _finished(self, call: "_Call") -> None:
         outcome = call.outcome
         self.running -= 1
+        call.hold.end()
         try:
             call.after()  # what was paid for is kept, also when the client has gone meanwhile
         except Exception as error:  # noqa: BLE001  the library would log and forget it
@@ -188,6 +201,7 @@ class _Call:
     """What is to be told of a call, and to be done when it is over."""
 
     outcome: Outcome
+    hold: Hold
     after: Callable[[], None] = nothing
     is_awaited: bool = False
     """Whether the library tells when it is over; if not, it is when the handler ends."""
@@ -263,19 +277,6 @@ _LOOK_S = 0.25
 _PING_EVERY_MS, _PING_ANSWER_MS = 60_000, 20_000
 
 
-async def _first_message(context: Any) -> bytes:  # noqa: ANN401
-    first = await context.read()
-    if first is grpc.aio.EOF:
-        raise _no_streams()
-    content: bytes = first
-    return content
-
-
-async def _end_of_messages(context: Any) -> None:  # noqa: ANN401
-    if await context.read() is not grpc.aio.EOF:
-        raise _no_streams()
-
-
 def _no_streams() -> ClientError:
     return ClientError(ErrorCode.NOT_IMPLEMENTED, "calls of one message each way are carried, and no streams", 501)
 
@@ -307,9 +308,10 @@ async def _write(context: Any, ending: _Ending) -> bytes:  # noqa: ANN401
 # grpcio 1.85 takes the number 16 for an unknown code, but not the name.
 _STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 # google.rpc.Code, https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
-_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _FAILED_PRECONDITION = 3, 4, 9
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION = 3, 4, 8, 9
 _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 12, 13, 14
 _CODES = {
+    408: _DEADLINE_EXCEEDED,
     500: _INTERNAL,
     501: _UNIMPLEMENTED,
     502: _UNAVAILABLE,
@@ -320,6 +322,8 @@ _CODES = {
 
 
 def _code(error: ProxyError) -> int:
+    if error.code is ErrorCode.TOO_MUCH_HELD:
+        return _RESOURCE_EXHAUSTED
     return _CODES.get(error.status, _INVALID_ARGUMENT)
 
 

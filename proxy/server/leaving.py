@@ -86,6 +86,29 @@ def connected_to(addresses: Collection[Address]) -> int:
     return len(found)
 
 
+def connections_from(peers: Collection[str]) -> dict[str, int]:
+    """The files of this process that are connections from *peers*, which are named as the gRPC library names them."""
+    numbers: dict[str, int] = {}
+
+    def is_wanted(one: socket.socket) -> bool:
+        return _is_tcp(one) and not _listens(one) and _peer(one) in peers
+
+    for number, copy in _found(is_wanted):
+        numbers[_peer(copy)] = number
+        copy.close()
+    return numbers
+
+
+def _peer(one: socket.socket) -> str:
+    """``ipv4:127.0.0.1:50051``, or ``ipv6:%5B::1%5D:50051``; empty without a connection."""
+    try:
+        host, port = one.getpeername()[:2]
+    except OSError:
+        return ""
+    plain, _ = _plain((host, port))
+    return f"ipv6:%5B{plain}%5D:{port}" if plain is not None and ":" in plain else f"ipv4:{plain}:{port}"
+
+
 def _plain(address: Sequence[Any]) -> tuple[str | None, int]:
     """*address* in one form, whatever the socket's family; None stands for all hosts."""
     host = ipaddress.ip_address(address[0].partition("%")[0])

@@ -14,6 +14,7 @@ from typing import Any
 
 from proxy.core.answer import Again, Answer, Body
 from proxy.core.found import Found
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK
 from proxy.core.request import Head, HeaderLines, Request
@@ -269,6 +270,7 @@ class MemoryPort:
             observer=self.observed,
             error_body=lambda path, code, message, request_id: f"{path} {code} {message} {request_id}".encode(),
             clients=self.clients,
+            held=HeldBytes(2**30),
             body_patience=Patience(BODY_IDLE_S),
         )
         upstream_of: Callable[[str, str, HeaderLines], str] = lambda *_: "vendor"  # noqa: E731

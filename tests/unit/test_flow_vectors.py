@@ -29,6 +29,7 @@ from proxy.core.cache_status import header_lines
 from proxy.core.found import Found
 from proxy.core.grace import Windows
 from proxy.core.grpc_status import GrpcStatus
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.key import Secret
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
@@ -608,7 +609,7 @@ async def test_writes_tell_of_themselves_only_where_it_is_wanted():
     _, outcome = await rig.writing()
     assert header_lines(outcome) == ()
     parts: dict[str, Any] = {"flow": rig.flow, "bridge": None, "observer": None, "error_body": None}
-    parts |= {"at_once": None, "ready": None, "clients": None, "body_patience": Patience(1.0)}
+    parts |= {"at_once": None, "ready": None, "clients": None, "held": HeldBytes(2**30), "body_patience": Patience(1.0)}
     assert Front(**parts)._own_lines(outcome) == ()
     assert Front(**parts, cache_status_on_pass=True)._own_lines(outcome) == (
         (b"Cache-Status", b"dashcache; fwd=method; fwd-status=200"),
