@@ -99,6 +99,11 @@ def whole(answer: Answer, extra: HeaderLines) -> tuple[bytes, bytes]:
     return _head(answer, (*extra, (b"Content-Length", b"%d" % len(body)))), body
 
 
+def head_alone(answer: Answer, extra: HeaderLines) -> bytes:
+    """The head of an *answer* that another protocol follows, with the *extra* lines."""
+    return _head(answer, extra)
+
+
 def closing_bytes(answer: Answer) -> bytes:
     """A short *answer* for who has not asked yet, after which the connection ends."""
     return b"".join(whole(answer, ((b"Connection", b"close"),)))

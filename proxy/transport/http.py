@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -35,6 +36,9 @@ WHOLE_BYTES = 65_536
 
 _READ_AHEAD_BYTES = 65_536
 """Of an answer that its client does not take; aiohttp keeps twice this, and as much again on its way out."""
+
+
+_SWITCHING: HeaderLines = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 
 
 class UpstreamAnswer:
@@ -82,6 +86,23 @@ class UpstreamAnswer:
         self._response.close() if not self._response.content.is_eof() else self._response.release()
 
 
+class Switched:
+    """An upstream's connection after its 101, until ``close``: what comes is the other protocol's."""
+
+    def __init__(self, response: aiohttp.ClientResponse, protocol: ResponseHandler) -> None:
+        self._response = response
+        self.status = response.status
+        self.raw_headers: HeaderLines = response.raw_headers
+        self.headers: HeaderLines = end_to_end(response.raw_headers)
+        self.protocol: ResponseHandler = protocol
+        """aiohttp's end of the connection, to be given a parser."""
+        protocol.read_timeout = None  # silence is no fault there
+
+    def close(self) -> None:
+        """End the connection; what was written still goes out."""
+        self._response.close()
+
+
 class HttpTransport:
     """
     Sends requests to one upstream; *origin* is its scheme, host and port, and nothing else ever decides those.
@@ -119,7 +140,7 @@ class HttpTransport:
         }
         self._exchange = Exchange(origin, connections, timeout, **parsing)
         self._session = _session(connections, timeout, **parsing)
-        self._handshakes = _session(once, timeout, middlewares=(_keep_refusal,), **parsing)
+        self._handshakes = _session(once, timeout, **parsing)
 
     async def send(self, request: Request, body: Body | None = None) -> UpstreamAnswer:
         """
@@ -164,33 +185,28 @@ class HttpTransport:
             allow_redirects=False,
         )
 
-    async def websocket(
-        self, request: Request, protocols: tuple[str, ...]
-    ) -> aiohttp.ClientWebSocketResponse | UpstreamAnswer:
+    async def switched(self, request: Request) -> Switched | UpstreamAnswer:
         """
-        A WebSocket to the upstream with the headers of *request*; or its answer, when it does not switch.
+        A connection to the upstream that speaks WebSocket, asked for with *request*; or its answer, if it refuses.
 
         Raises:
             ClientError, UpstreamError: as ``send``.
         """
         taken = await self._slots.take(share=SHARE.get(NOBODY), is_long=True)
         with _Slot(taken) as slot:
-            try:
-                socket = await self._handshakes.ws_connect(
-                    URL(self.origin + request.target, encoded=True),
-                    method=request.method,
-                    headers=_headers(framed(request, None, 0, self._added).lines),
-                    protocols=protocols,
-                    autoping=False,
-                    autoclose=False,
-                    compress=0,
-                    max_msg_size=0,
-                )
-            except _NotSwitchedError as refusal:
-                slot.held_by(refusal.response)
-                return UpstreamAnswer(refusal.response)
-            slot.held_by(socket._response)  # noqa: SLF001  aiohttp shows its connection in no other way
-            return socket
+            response = await self._handshakes.request(
+                request.method,
+                URL(self.origin + request.target, encoded=True),
+                headers=_headers((*framed(request, None, 0, self._added).lines, *_SWITCHING)),
+                allow_redirects=False,
+            )
+            slot.held_by(response)
+        if response.status != 101:
+            return UpstreamAnswer(response)
+        if response.connection is None or response.connection.protocol is None:
+            text = "the upstream closed the connection"
+            raise UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, text, trouble=Trouble.CLOSED)
+        return Switched(response, response.connection.protocol)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -244,28 +260,6 @@ class _Slot:
             self._slot.give_back()
         if isinstance(error, (aiohttp.ClientError, TimeoutError, OSError)):
             raise _translated(error) from error
-
-
-class _NotSwitchedError(Exception):
-    """An answer other than 101 to the request for a WebSocket."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        super().__init__(response.status)
-        self.response = response
-
-
-async def _keep_refusal(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from dropping the body of a refused upgrade, and from following it to wherever it redirects."""
-    response = await handler(request)
-    if hdrs.UPGRADE in request.headers and response.status != 101:
-        raise _NotSwitchedError(response)
-    return response
-
-
-def handshake_lines(socket: aiohttp.ClientWebSocketResponse) -> HeaderLines:
-    """What the upstream said beside the handshake itself when it switched to *socket*."""
-    lines = end_to_end(socket._response.raw_headers)  # noqa: SLF001  aiohttp shows them in no other way
-    return tuple(line for line in lines if not line[0].lower().startswith(b"sec-websocket-"))
 
 
 def _headers(lines: HeaderLines) -> CIMultiDict[str]:
