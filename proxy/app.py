@@ -37,7 +37,7 @@ from proxy.flow import Flow
 from proxy.grace import Grace
 from proxy.negative import Negatives
 from proxy.ops.processes.channel import WorkerControl
-from proxy.ops.processes.heap import give_back, keep_large_apart
+from proxy.ops.processes.heap import give_back
 from proxy.ops.switches.purges import LivePurges
 from proxy.ops.telemetry.log import Observer
 from proxy.ops.telemetry.log_output import logger
@@ -79,7 +79,6 @@ async def serve_worker(
     settings: Settings, ports: Sequence[Port], secret: bytes, redis_url: str | None, control: WorkerControl
 ) -> None:
     """Serve *ports* until told to drain, then end what is running and let go of everything."""
-    keep_large_apart()
     with (
         contextlib.closing(Observer.of(settings, control.met)) as observer,
         contextlib.closing(_journal(settings, control)) as own,
@@ -333,6 +332,7 @@ async def _report(worker: Worker, observer: Observer) -> None:
         observer.memory(worker.tiers.memory.entries, worker.tiers.memory.bytes)
         observer.pending(worker.voidable.pending)
         observer.connections(worker.front.clients.count)
+        observer.held_bytes(worker.front.held.now)
         for upstream, slots in worker.slots.items():
             observer.upstream_load(upstream, slots.inflight, slots.waiting)
         await asyncio.sleep(1)

@@ -140,7 +140,7 @@ async def _listen_grpc(
         connection_s=settings.limits.grpc_connection_s,
         own_id=http.own_id,
         held=http.held,
-        message_s=settings.limits.body_idle_s,
+        patience=http.body_patience,
     )
     for port in wanted:
         await front.listen(port.upstream, port.host, port.number, _tls(settings) if port.protocol == "grpcs" else None)

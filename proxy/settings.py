@@ -138,9 +138,9 @@ class Limits(Section):
     max_entry_bytes: Annotated[int, Ge(1_024)] = 4 * 2**20
     """Entries larger than this are not stored: one of them would push out thousands of others."""
     held_bytes: Annotated[int, Ge(2**20)] = 256 * 2**20
-    """Most that a worker holds at a time before it is answered: incomplete heads, bodies to be keyed, gRPC messages,
-    answers that are looked at. Beyond it 503, over gRPC ``RESOURCE_EXHAUSTED``; answers stream through unstored. What
-    is small is not counted."""
+    """Most that a worker holds at a time before it is answered: incomplete heads, bodies, gRPC messages, answers that
+    are looked at; up to 4 KiB of each are not counted. Beyond it 503, over gRPC ``RESOURCE_EXHAUSTED``, and answers
+    stream through unstored."""
     head_bytes: Annotated[int, Ge(8_190)] = 262_144
     """All lines of a request's head together; beyond it 431."""
     header_bytes: Annotated[int, Ge(8_190)] = 65_536
@@ -163,8 +163,8 @@ class Limits(Section):
     """How long a request's head may take, from the connection's start or from the head's first byte; then the
     connection ends."""
     body_idle_s: Annotated[float, Gt(0)] = 30.0
-    """Silence in the middle of a request's body after which it is refused with 408. Over gRPC, how long a message may
-    take from the call's head to its end."""
+    """Silence in the middle of a request's body after which it is refused with 408. This and the next two hold for
+    gRPC messages too; there the bytes of the whole connection count."""
     body_bytes_per_s: Annotated[float, Ge(0)] = 1_024.0
     """Least rate at which a body has to come, over each ``body_idle_s`` for which it is waited for; below it 408. Zero:
     any. Time in which the upstream takes nothing does not count."""

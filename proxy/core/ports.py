@@ -29,8 +29,12 @@ class UpstreamReply(Protocol):
     def at_hand(self) -> tuple[bytes, bool]:
         """See ``core.answer.Stream``."""
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:
-        """The body up to about *limit* bytes, and whether that is all; the rest can still be iterated."""
+    async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:
+        """
+        The body up to about *limit* bytes, and whether that is all; the rest can still be iterated.
+
+        *has_room* is told the size of each piece; where it says no, that piece is the last.
+        """
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from proxy.core.answer import Answer, Stream
 from proxy.core.coding import decoded
-from proxy.core.held_bytes import FREE_BYTES, Hold
+from proxy.core.held_bytes import Hold
 from proxy.core.ports import UpstreamReply
 
 
@@ -15,22 +15,9 @@ def relayed(reply: UpstreamReply, body: bytes | Stream) -> Answer:
 
 
 async def start_of(reply: UpstreamReply, limit: int, hold: Hold) -> tuple[bytes, Stream | None]:
-    """
-    The body up to about *limit* bytes, and, if that is not all, a stream of the whole.
-
-    What is read counts in *hold*; where that has no room it is not all.
-    """
-    pieces: list[bytes] = []
-    left, step, is_whole = limit, FREE_BYTES, False
-    while left >= 0 and not is_whole:
-        piece, is_whole = await reply.read(min(step, left))
-        pieces.append(piece)
-        left -= len(piece)
-        step *= 2
-        if not hold.add(len(piece)):
-            break
-    text = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return text, None if is_whole and left >= 0 else _Resumed(text, reply)
+    """The body up to about *limit* bytes or as far as *hold* has room; if that is not all, a stream of all."""
+    text, is_whole = await reply.read(limit, hold.add)
+    return text, None if is_whole else _Resumed(text, reply)
 
 
 class _Resumed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion11, hdrs, web
 
 from proxy.core.held_bytes import Hold
-from proxy.errors import ClientError, ErrorCode, no_room
+from proxy.errors import ClientError, ErrorCode, ProxyError, no_room
 from proxy.server.half_closed import CONTINUE
 
 
@@ -25,11 +25,15 @@ class Patience:
     bytes_per_s: float = 0.0
 
 
+class NoRoomError(web.RequestPayloadError):
+    """The rest of a body is not read, as too much is held already."""
+
+
 class IncomingBody:
     """
     Implements ``core.answer.Body`` on an aiohttp request.
 
-    What is read of it before it goes on is counted in *hold*, until ``end``.
+    *hold* is its connection's, and is told what is kept here until ``end``.
     """
 
     def __init__(self, raw: web.BaseRequest, patience: Patience, hold: Hold) -> None:
@@ -45,7 +49,7 @@ class IncomingBody:
         declared = raw.headers.get(hdrs.CONTENT_LENGTH)
         self.length = int(declared) if declared is not None else None
         self.is_empty = declared is None and hdrs.TRANSFER_ENCODING not in raw.headers
-        self.fault: ClientError | None = None
+        self.fault: ProxyError | None = None
         """What was wrong with the body: who reads it reports this to somebody else, or not at all."""
         self.is_answered = False
         """The answer is on its way, so nobody minds any more how long the rest takes."""
@@ -92,10 +96,8 @@ class IncomingBody:
         self._hold.end()
 
     def _keep(self, piece: bytes) -> None:
-        if not self._hold.add(len(piece)):
-            self.end()
-            raise no_room()
         self._taken.append(piece)
+        self._hold.kept += len(piece)
 
     async def begun(self, limit: int) -> bool:
         """Wait for all of the body if it is short, else for its first piece: see ``core.answer.Body``."""
@@ -137,6 +139,9 @@ class IncomingBody:
             if self.is_answered:
                 return await content.readany()
             return await self._awaited()
+        except NoRoomError as error:
+            self.fault = no_room()
+            raise self.fault from error
         except web.RequestPayloadError as error:
             self.fault = ClientError(ErrorCode.BAD_REQUEST, "the request body's framing is broken")
             raise self.fault from error

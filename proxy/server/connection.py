@@ -11,8 +11,9 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from proxy.core.answer import Again, Answer
 from proxy.core.found import Found
-from proxy.core.held_bytes import FREE_HEAD_BYTES
+from proxy.core.held_bytes import FREE_BYTES
 from proxy.errors import ErrorCode, no_room
+from proxy.server.body import NoRoomError
 from proxy.server.half_closed import HalfClosed, has_begun
 from proxy.server.lane import HOLD_S, Boundary, Lane
 from proxy.server.watch import Watch
@@ -55,6 +56,7 @@ class Connection(RequestHandler):
         "_last",
         "_port",
         "_start",
+        "body_hold",
         "has_asked",
         "watch",
     )
@@ -74,7 +76,9 @@ class Connection(RequestHandler):
         self._start = b""  # of a head that is not whole yet, as far as it tells HTTP/2
         self._head_bytes = 0
         self._is_refused = False
-        self._head_hold = front.held.hold(FREE_HEAD_BYTES)
+        self._head_hold = front.held.hold()
+        self.body_hold = front.held.hold()
+        """What is here of the request's body, whether somebody has taken it from aiohttp's buffer or not."""
         self.has_asked = False
         self.watch: Watch
 
@@ -94,6 +98,7 @@ class Connection(RequestHandler):
         if self._half_closed is not None:
             self._half_closed.end()
         self._head_hold.end()
+        self.body_hold.end()
         self._port.open.discard(self)
         self.watch.end()
         super().connection_lost(exc)
@@ -195,6 +200,7 @@ class Connection(RequestHandler):
         if self._messages:
             if self._answer_first(lane):
                 self._is_free = True
+                self.body_hold.end()
                 self._messages.popleft()
                 if self._parser is not None:
                     self._parser.message_consumed()
@@ -225,10 +231,13 @@ class Connection(RequestHandler):
         self._refuse_nameless(data)
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
-        if not self._messages:
-            if self._is_free and data and not self._is_refused:
-                self._begin_head(data)
-            return
+        if len(self._messages) > known:
+            self._begin_request()
+        if data and not self._is_refused and not self._upgraded:
+            self._count(data)
+
+    def _begin_request(self) -> None:
+        """The last of the messages is new."""
         if self._head_bytes:
             self._head_bytes = 0
             self._head_hold.end()
@@ -243,6 +252,16 @@ class Connection(RequestHandler):
             # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
             self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
+    def _count(self, data: bytes) -> None:
+        """*data* has come: part of a body that is awaited, or of a head, or a body that is here at once."""
+        body = self._body
+        if self._is_free:
+            self._begin_head(data)
+        elif body is not EMPTY_PAYLOAD and (not body.is_eof() or body._size > FREE_BYTES):  # noqa: SLF001  shown nowhere
+            self._count_body()
+        elif not self._messages:  # the next head, behind a request that is being answered
+            self._count_head(len(data))
+
     def _begin_head(self, data: bytes) -> None:
         """*data* is part of a head. Behind HTTP/2's first lines the parser waits for more than some clients send."""
         if self.watch.head_begins():
@@ -252,6 +271,12 @@ class Connection(RequestHandler):
             self._refuse(_refusal(505, "HTTP/2"))
         else:
             self._count_head(len(data))
+
+    def _count_body(self) -> None:
+        if not self.body_hold.become(self._body._size + self.body_hold.kept):  # noqa: SLF001
+            self._is_refused = True
+            self._close = True
+            self._body.set_exception(NoRoomError())
 
     def _count_head(self, size: int) -> None:
         """So many bytes more of a head that is not complete; it may be too long, or there may be no room for it."""

@@ -82,7 +82,7 @@ class Front:
         self.own_id = own_id
         self.held = held
         self.head_bytes = head_bytes
-        self._body_patience = body_patience
+        self.body_patience = body_patience
         self._cache_status_on_pass = cache_status_on_pass
         self._clock = clock
         self.is_draining = False
@@ -91,7 +91,8 @@ class Front:
     async def handle(self, raw: web.BaseRequest, intake: Intake) -> web.StreamResponse:
         """One request from its head to the last byte of its answer."""
         outcome = Outcome(started_s=self._clock.monotonic())
-        body = IncomingBody(raw, self._body_patience, self.held.hold())
+        hold = raw.protocol.body_hold if isinstance(raw.protocol, Connection) else self.held.hold()
+        body = IncomingBody(raw, self.body_patience, hold)
         self.running += 1
         try:
             return await self._answered(raw, intake, body, outcome)

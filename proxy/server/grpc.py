@@ -29,6 +29,7 @@ from proxy.core.share import ADDRESS
 from proxy.core.tasks import Tasks
 from proxy.errors import ClientError, ErrorCode, LoopError, ProxyError, no_room
 from proxy.flow import Flow
+from proxy.server.body import Patience
 from proxy.server.front import RequestObserver
 from proxy.server.grpc_intake import GrpcIntake, address_of
 from proxy.server.grpc_server import GrpcServer
@@ -66,7 +67,7 @@ class GrpcFront:
         connection_s: float = 30.0,
         own_id: bytes = b"",
         held: HeldBytes | None = None,
-        message_s: float = 30.0,
+        patience: Patience,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._flow = flow
@@ -76,7 +77,7 @@ class GrpcFront:
         self._error_lines = error_lines
         self._options = _options(max_connections, idle_s, max_streams, min_ping_interval_s, connection_s)
         self._held = held or HeldBytes(sys.maxsize)
-        self._unfinished = Unfinished(self._held, message_s)
+        self._unfinished = Unfinished(self._held, patience)
         self._clock = clock
         self._tasks = Tasks(observer.background_failed)
         self._ports: list[_Port] = []

@@ -16,6 +16,7 @@ from typing import Any
 
 from proxy.core.held_bytes import FREE_BYTES, HeldBytes
 from proxy.errors import ClientError, ErrorCode, ProxyError, no_room
+from proxy.server.body import Patience
 from proxy.server.leaving import connections_from
 
 # isort: split
@@ -47,16 +48,23 @@ class _Line:
     number: int
     """Of its file, which is the library's."""
     bytes_before: int
+    looked_s: float
+    looked_bytes: int
     calls: list[_Unfinished] = field(default_factory=list)
     held_bytes: int = 0
 
 
 class Unfinished:
-    """All of a worker; what they hold counts in *held*, and none may take longer than *longest_s* seconds."""
+    """
+    All of a worker; what they hold counts in *held*.
 
-    def __init__(self, held: HeldBytes, longest_s: float) -> None:
+    *patience* is meant as for bodies, but that of the bytes it looks at the whole connection: what comes for which of
+    its messages is the library's knowledge.
+    """
+
+    def __init__(self, held: HeldBytes, patience: Patience) -> None:
         self._hold = held.hold(0)
-        self._longest_s = longest_s
+        self._patience = patience
         self._calls: dict[_Unfinished, None] = {}
         self._lines: dict[str, _Line] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -97,7 +105,7 @@ class Unfinished:
         for line in self._lines.values():
             line.calls.clear()
         self._sort(began_s)
-        self._measure()
+        self._measure(began_s)
         while not self._has_room():
             self._give_up(max(self._lines.values(), key=lambda line: line.held_bytes))
         self._timer = None
@@ -111,22 +119,33 @@ class Unfinished:
             age_s = now_s - call.began_s
             if age_s < _LOOK_S or call.error is not None:
                 continue
-            if age_s >= self._longest_s:
-                _end(call, ClientError(ErrorCode.REQUEST_TIMEOUT, "the message did not come in time", 408))
+            if age_s >= self._patience.total_s:
+                _end(call, _too_slow())
                 continue
             peer = call.context.peer()
             calls = self._lines[peer].calls if peer in self._lines else strange.setdefault(peer, [])
             calls.append(call)
         for peer, number in connections_from(strange).items() if strange else ():
-            self._lines[peer] = _Line(number, _received(number) or 0, strange[peer])
+            received = _received(number) or 0
+            self._lines[peer] = _Line(number, received, now_s, received, strange[peer])
 
-    def _measure(self) -> None:
+    def _measure(self, now_s: float) -> None:
         for peer, line in tuple(self._lines.items()):
             received = _received(line.number) if line.calls else None
             if received is None:
                 del self._lines[peer]
             else:
                 line.held_bytes = max(0, received - line.bytes_before - FREE_BYTES)
+                if now_s - line.looked_s >= self._patience.idle_s:
+                    self._judge(line, received, now_s)
+
+    def _judge(self, line: _Line, received: int, now_s: float) -> None:
+        """End the calls on *line* that wait for what has come too slowly since the last time."""
+        if received - line.looked_bytes < (now_s - line.looked_s) * self._patience.bytes_per_s:
+            for call in line.calls:
+                if call.began_s <= line.looked_s:
+                    _end(call, _too_slow())
+        line.looked_s, line.looked_bytes = now_s, received
 
     def _has_room(self) -> bool:
         self._hold.end()
@@ -137,6 +156,10 @@ class Unfinished:
         for call in line.calls:
             _end(call, no_room())
         line.held_bytes = 0
+
+
+def _too_slow() -> ClientError:
+    return ClientError(ErrorCode.REQUEST_TIMEOUT, "the message did not come in time", 408)
 
 
 def _end(call: _Unfinished, error: ProxyError) -> None:

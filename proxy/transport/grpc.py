@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 # Read once, when the library is loaded. A worker never forks, and the fork handlers complain when anything else does.
@@ -72,8 +72,9 @@ class GrpcReply:
         """Nothing ahead of the message."""
         return b"", False
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:  # noqa: ARG002  it is here already
-        """The whole message."""
+    async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:  # noqa: ARG002
+        """The whole message: it is here already, and there is no way to have less of it."""
+        has_room(len(self._message))
         return self._message, True
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ proxies from the environment, decompression, header lines of its own, and re-sen
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,13 +70,13 @@ class UpstreamAnswer:
         start = content.read_nowait()
         return start, content.at_eof()
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:
-        """Up to *limit* bytes and a piece more, and whether that is all."""
+    async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:
+        """Up to *limit* bytes and a piece more, or as far as there is room, and whether that is all."""
         pieces, size = [], 0
         async for piece in _unclosed(self._response):
             pieces.append(piece)
             size += len(piece)
-            if size > limit:
+            if not has_room(len(piece)) or size > limit:
                 return b"".join(pieces), False
         self.close()
         return b"".join(pieces), True

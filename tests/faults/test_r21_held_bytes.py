@@ -1,17 +1,24 @@
 """R21: one budget of bytes for all that is held before it is answered, whatever strangers leave unfinished."""
 
 import asyncio
+import base64
 import contextlib
+import functools
+import hashlib
+import io
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 
+import aiohttp
+import grpc.aio
 import pytest
 
 from tests.support import answers, http2, wire
 from tests.support.proxy_process import ProxyProcess
 from tests.support.raw_client import RawClient
 from tests.support.raw_upstream import RawUpstream
+from tests.support.waiting import wait_until
 
 Record = Callable[[str, object], None]
 MIB = 2**20
@@ -30,6 +37,8 @@ class Rig:
         self.proxy = proxy
         self.upstream = upstream
         self.budget = budget
+        self.taken: list[int] = []
+        """Bytes that came across a WebSocket, in their pieces."""
 
     def rss_bytes(self, field: str = "VmRSS:") -> int:
         (pid,) = self.proxy.worker_pids()
@@ -40,10 +49,44 @@ class Rig:
         (pid,) = self.proxy.worker_pids()
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
+    def held_bytes(self) -> float:
+        (line,) = (line for line in self.proxy.metrics().splitlines() if line.startswith("dashcache_held_bytes "))
+        return float(line.split()[1])
+
     async def hit(self) -> None:
         async with await RawClient.connect(self.proxy.http_port) as client:
             response = await client.post(EMBEDDINGS.decode(), TEXT, [(b"Authorization", b"Bearer k")])
         assert response.status == 200, response
+
+
+class Drop(asyncio.Protocol):
+    """What it is sent is counted in *taken* and not kept; *before* is told of the end."""
+
+    def __init__(self, before: asyncio.BaseProtocol, taken: list[int]) -> None:
+        self._before = before
+        self._taken = taken
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self._taken.append(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._before.connection_lost(exc)
+        self.ended.set_result(None)
+
+
+async def switch(taken: list[int], asked: wire.Head, writer: asyncio.StreamWriter) -> bool:
+    """An upstream that speaks WebSocket, where it is asked to, and listens."""
+    if asked.get("Upgrade") is None:
+        return False
+    key = (asked.get("Sec-WebSocket-Key") or b"") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    accept = base64.b64encode(hashlib.sha1(key, usedforsecurity=False).digest())
+    lines = [(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), (b"Sec-WebSocket-Accept", accept)]
+    writer.write(wire.head_bytes(b"HTTP/1.1 101 Switching Protocols", lines))
+    drop = Drop(writer.transport.get_protocol(), taken)
+    writer.transport.set_protocol(drop)
+    await drop.ended
+    return True
 
 
 @contextlib.asynccontextmanager
@@ -59,6 +102,7 @@ async def running(budget: int, **limits: str) -> AsyncIterator[Rig]:
         ) as proxy,
     ):
         rig = Rig(proxy, upstream, budget)
+        upstream.on_head = functools.partial(switch, rig.taken)
         for _ in range(3):
             await rig.hit()
         yield rig
@@ -100,6 +144,20 @@ async def head(rig: Rig, size: int) -> None:
     """Lines of 60,000 bytes, without an end."""
     client = await RawClient.connect(rig.proxy.http_port)
     await pour(client, b"GET /x HTTP/1.1\r\nHost: a\r\n", size, b"X-Long: " + b"x" * 60_000 + b"\r\n")
+
+
+async def socket(rig: Rig, size: int) -> None:
+    """A WebSocket message that lacks its end."""
+    client = await RawClient.connect(rig.proxy.http_port)
+    lines = [
+        (b"Host", b"a"),
+        (b"Connection", b"Upgrade"),
+        (b"Upgrade", b"websocket"),
+        (b"Sec-WebSocket-Version", b"13"),
+    ]
+    lines.append((b"Sec-WebSocket-Key", base64.b64encode(bytes(16))))
+    opening = wire.head_bytes(b"GET /ws HTTP/1.1", lines) + b"\x82\xff" + (size + 1).to_bytes(8, "big") + bytes(4)
+    await pour(client, opening, size)
 
 
 async def calls(rig: Rig, count: int, size: int) -> None:
@@ -148,6 +206,7 @@ async def calls(rig: Rig, count: int, size: int) -> None:
 KINDS: dict[str, Callable[[Rig, int], list[Coroutine[None, None, None]]]] = {
     "bodies": lambda rig, scale: [body(rig, scale * MIB) for _ in range(200)],
     "heads": lambda rig, scale: [head(rig, 4 * scale * MIB) for _ in range(40)],
+    "sockets": lambda rig, scale: [socket(rig, 200 * scale * MIB)],
     "calls": lambda rig, scale: [calls(rig, 4, 30 * scale * MIB) for _ in range(2)],
 }
 """By kind, what the attack has, in parts of so many MiB."""
@@ -176,13 +235,52 @@ async def strangers(rig: Rig, kinds: Iterable[str], scale: int, seconds: float, 
         f"a budget of {rig.budget // MIB} MiB; {hits} hits beside, none later than {slowest_s * 1000:.0f} ms",
     )
     assert grown <= rig.budget / MIB + 64
+    assert ("sockets" in kinds) == (sum(rig.taken) > 64 * MIB)
 
 
-@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [list(KINDS)], ids="-".join)
+ALONE = [pytest.param([kind], marks=pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kinds", [*ALONE, list(KINDS)], ids="-".join)
 async def test_r21_what_is_unfinished_has_one_budget(kinds: list[str], record_property: Record) -> None:
     async with running(32 * MIB) as rig:
         await strangers(rig, kinds, 1, 3, record_property)
         await rig.hit()
+
+
+async def refusal(rig: Rig, size: int) -> grpc.StatusCode:
+    """How a call with a message of *size* bytes ends; the upstream speaks no gRPC."""
+    async with grpc.aio.insecure_channel(rig.proxy.grpc_address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await channel.unary_unary(QUERY.decode())(bytes(size))
+    return refused.value.code()
+
+
+async def test_r21_what_finds_no_room_is_told_so_and_what_is_small_does_not_notice() -> None:
+    text = b'{"model":"text-embedding-v4","input":{"texts":["%b"]}}' % (b"x" * MIB)
+    lines = {"Authorization": "Bearer k", "Content-Type": "application/json"}
+    async with running(2 * MIB) as rig, aiohttp.ClientSession(rig.proxy.http_url, headers=lines) as session:
+
+        async def ask() -> tuple[int, str | None]:
+            async with session.post(EMBEDDINGS.decode(), data=io.BytesIO(text)) as response:
+                await response.read()
+                return response.status, response.headers.get("X-Dashcache-Error")
+
+        async def is_told(status: int, error: str | None) -> bool:
+            return await ask() == (status, error)
+
+        assert await is_told(200, None)
+        strangers = [asyncio.ensure_future(body(rig, MIB - len(BLOCK))) for _ in range(2)]
+        await wait_until(lambda: rig.held_bytes() > 2 * (MIB - len(BLOCK)) - 16_384)
+        assert await is_told(503, "TooMuchHeld")
+        await rig.hit()
+        assert await refusal(rig, MIB) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await refusal(rig, 1_024) is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stranger in strangers:
+            stranger.cancel()
+        await asyncio.gather(*strangers, return_exceptions=True)
+        await wait_until(lambda: is_told(200, None))
+        await wait_until(lambda: not rig.held_bytes())
 
 
 @pytest.mark.slow

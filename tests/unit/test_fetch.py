@@ -73,7 +73,7 @@ class Reply:
     async def __aiter__(self):
         yield self._body
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:
+    async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:
         return self._body, not self._long
 
     def close(self) -> None:

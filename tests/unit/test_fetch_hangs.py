@@ -1,6 +1,7 @@
 """R17: a flight that hangs holds nobody for long, in this process and in others."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -206,7 +207,7 @@ async def test_r17_also_one_whose_answer_begins_and_never_ends():
     process = Process(world, deadline_s=0.1)
 
     class Endless(Reply):
-        async def read(self, limit: int) -> tuple[bytes, bool]:
+        async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:
             await Gate("never").wait()
             return b"", True
 

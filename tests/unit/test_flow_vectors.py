@@ -103,7 +103,7 @@ class Reply:
     length: int | None = None
     is_closed: bool = False
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:
+    async def read(self, limit: int, has_room: Callable[[int], bool]) -> tuple[bytes, bool]:
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:

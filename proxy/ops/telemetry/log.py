@@ -163,6 +163,10 @@ class Observer:
         """This worker has so many client connections over HTTP."""
         self._metrics.connections(count)
 
+    def held_bytes(self, size: int) -> None:
+        """This worker holds so many bytes of what is not answered yet."""
+        self._metrics.held_bytes(size)
+
     def connection_ended(self, reason: str) -> None:
         """See Telemetry; counted only: how many there are is for strangers to choose."""
         self._metrics.connection_ended(reason)

@@ -148,6 +148,10 @@ class Metrics:
         """How many client connections this worker has."""
         self._connections.set(count)
 
+    def held_bytes(self, size: int) -> None:
+        """How much of ``limits.held_bytes`` is taken."""
+        self._held_bytes.set(size)
+
     def connection_ended(self, reason: str) -> None:
         """See Telemetry."""
         self._connections_ended[reason].inc()
@@ -309,6 +313,7 @@ class Metrics:
             registry=self.registry,
         )
         self._connections = self._gauge("dashcache_connections", "Client connections over HTTP.")
+        self._held_bytes = self._gauge("dashcache_held_bytes", "Bytes held of what is not answered yet.")
 
     def _counter(self, name: str, text: str, *names: str) -> Counter:
         return Counter(name, text, names, registry=self.registry)

@@ -37,9 +37,21 @@ def test_whatever_happens_the_budget_is_what_the_holders_have():
         hold = chance.choice(holds)
         if chance.random() < 0.2:
             hold.end()
+        elif chance.random() < 0.5:
+            hold.become(chance.randrange(2_000))
         else:
             hold.add(chance.randrange(500))
         assert 0 <= budget.now <= budget.limit
     for hold in holds:
         hold.end()
     assert budget.now == 0
+
+
+def test_a_holder_may_always_have_less():
+    budget = HeldBytes(100)
+    hold = budget.hold(10)
+    assert hold.become(110)
+    assert not budget.hold(0).add(1)
+    assert not hold.become(111)
+    assert hold.become(60)
+    assert (budget.now, hold.size) == (50, 60)

@@ -289,12 +289,14 @@ def test_the_line_before_an_upstream_and_connections_are_counted(metrics: Metric
         metrics.upstream_load(upstream, 7, 3)
     metrics.connection_ended("ClientTooSlow")
     metrics.connections(11)
+    metrics.held_bytes(12)
     for name in ("dashscope", "other"):
         assert value(metrics, "dashcache_upstream_refused_total", upstream=name, reason="queue-full") == 1
         assert value(metrics, "dashcache_upstream_inflight", upstream=name) == 7
         assert value(metrics, "dashcache_upstream_queue", upstream=name) == 3
     assert value(metrics, "dashcache_connections_ended_total", reason="ClientTooSlow") == 1
     assert value(metrics, "dashcache_connections") == 11
+    assert value(metrics, "dashcache_held_bytes") == 12
     assert series(metrics) == before + 4  # the gauges of two upstreams
 
 

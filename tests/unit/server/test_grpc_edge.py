@@ -16,6 +16,7 @@ from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.request import Head, Request
 from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
+from proxy.server.body import Patience
 from proxy.server.grpc import GrpcFront
 from proxy.server.leaving import SETTLE_S
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
@@ -175,6 +176,7 @@ async def running(
         observer=observer,
         error_lines=lambda request_id: ((b"request-id", b"ours"), (b"extra-code", b"-999")),
         max_streams=max_streams,
+        patience=Patience(30),
     )
     port = await front.listen("vectors", "127.0.0.1", 0)
     try:
@@ -598,7 +600,7 @@ async def test_r8_a_client_that_leaves_while_redis_is_asked_is_told_of_once() ->
 
 async def test_workers_share_a_port() -> None:
     async with running() as rig:
-        other = GrpcFront(flow=rig.relay, observer=rig.observer, error_lines=lambda *_: ())  # type: ignore[arg-type]
+        other = GrpcFront(flow=rig.relay, observer=rig.observer, error_lines=lambda *_: (), patience=Patience(30))  # type: ignore[arg-type]
         assert await other.listen("vectors", "127.0.0.1", rig.port) == rig.port
         await other.stop(0)
 

@@ -21,6 +21,7 @@ from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import Outcome
 from proxy.core.request import HeaderLines, Request
 from proxy.errors import ErrorCode, UpstreamError
+from proxy.server.body import Patience
 from proxy.server.grpc import GrpcFront, Tls
 from proxy.transport.grpc import GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
@@ -89,7 +90,7 @@ class Observer:
 @contextlib.asynccontextmanager
 async def front(tls: Tls | None = None, **options: Any) -> AsyncIterator[tuple[Echo, Observer, int]]:
     echo, observer = Echo(), Observer()
-    served = GrpcFront(flow=echo, observer=observer, error_lines=lambda *_: (), **options)  # type: ignore[arg-type]
+    served = GrpcFront(flow=echo, observer=observer, error_lines=lambda *_: (), patience=Patience(30), **options)  # type: ignore[arg-type]
     port = await served.listen("vectors", "127.0.0.1", 0, tls)
     try:
         yield echo, observer, port
@@ -443,7 +444,7 @@ async def test_an_upstream_that_does_not_shake_hands_is_left_after_the_connect_t
 
 async def test_replies_read_like_any_other() -> None:
     reply = GrpcReply(b"message", (), GrpcStatus())
-    assert await reply.read(1) == (b"message", True)
+    assert await reply.read(1, lambda _: True) == (b"message", True)
     assert [piece async for piece in reply] == [b"message"]
     assert (reply.status, reply.length) == (200, 7)
     reply.close()

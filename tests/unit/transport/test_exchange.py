@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from proxy.core.held_bytes import HeldBytes
 from proxy.core.request import HeaderLines, Request
 from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport import exchange
@@ -15,6 +16,7 @@ from tests.support import answers
 from tests.support.raw_upstream import RawUpstream
 from tests.support.waiting import wait_until
 
+ROOM = HeldBytes(2**20).hold().add
 PLAIN: HeaderLines = ((b"Accept", b"*/*"), (b"x-Q", b"1"), (b"X-q", b"\xc3\xa9"), (b"Cookie", b'a="b"'), (b"E", b""))
 REQUESTS = {
     "a get": Request("GET", "/a/b?c=%20&d", PLAIN, "v"),
@@ -77,7 +79,7 @@ async def written(request: Request, body: Upload | None = None) -> bytes:
     """The request as it reaches an upstream, but for the port in Host."""
     async with RawUpstream(answers.respond()) as upstream, going_to(upstream) as transport:
         reply = await transport.send(request, body)
-        await reply.read(10)
+        await reply.read(10, ROOM)
         (record,) = upstream.requests
         return record.raw.replace(upstream.url.removeprefix("http://").encode(), b"UPSTREAM") + record.body
 
@@ -115,7 +117,7 @@ async def test_interim_answers_stay_here_and_a_connection_serves_again() -> None
         async with going_to(upstream) as transport:
             for _ in range(3):
                 reply = await transport.send(Request("GET", "/a", (), "v"))
-                assert (reply.status, await reply.read(10)) == (200, (b"ok", True))
+                assert (reply.status, await reply.read(10, ROOM)) == (200, (b"ok", True))
         assert len(upstream.connections) == 1
 
 
@@ -124,7 +126,7 @@ async def test_an_answer_to_head_has_no_body_whatever_it_declares() -> None:
         async with going_to(upstream) as transport:
             for _ in range(2):
                 reply = await transport.send(Request("HEAD", "/a", (), "v"))
-                assert (reply.length, await reply.read(10)) == (5, (b"", True))
+                assert (reply.length, await reply.read(10, ROOM)) == (5, (b"", True))
         assert len(upstream.connections) == 2  # who declares a body may send it yet
 
 
@@ -181,7 +183,7 @@ async def test_an_upstream_that_falls_silent_is_given_up_and_one_that_speaks_is_
         assert told.value.code is ErrorCode.UPSTREAM_TIMEOUT
         upstream.answer = slow
         reply = await transport.send(Request("GET", "/a", (), "v"))
-        assert await reply.read(100) == (b"x" * 8, True)
+        assert await reply.read(100, ROOM) == (b"x" * 8, True)
         await transport.close()
 
 
