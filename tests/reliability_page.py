@@ -43,8 +43,7 @@ SECTIONS = {
         "R7b": "Refreshes cannot storm",
         "R7c": "A refresh uses the credential of the request that set it off, from memory only",
         "R8": "Who leaves is let go: the upstream sees it, nothing stays behind",
-        "R9": "Memory is bounded per connection: large answers and uploads flow through, plans, names and labels are "
-        "capped; over all that is held at once there is no bound yet",
+        "R9": "Memory is bounded: large answers and uploads flow through, plans, names and labels are capped",
         "R10": "The bypass switch works when nothing else does",
         "R11": "Restarts and reloads are quiet; of a killed worker, only calls under way at the kill may fail",
         "R12": "Upstream connections may close at any moment: reads succeed, writes are never sent twice",
@@ -59,7 +58,8 @@ SECTIONS = {
         "R19": "A full, read-only or emptied folder, for data or for metrics, costs what is kept in it, which is said, "
         "and no request; a start that it makes impossible says why",
         "R20": "A request that comes back to the proxy that sent it is refused at once, and the log says where it went",
-        "R21": "No stranger can hold what others need: slots of an upstream, the admin listener",
+        "R21": "No stranger can hold what others need: slots of an upstream, the admin listener, memory (what is held "
+        "before it is answered has one budget)",
         "R22": "A Redis whose name moves while all connections stay open is found: entries are kept there within 5 s, "
         "what the old one did not take is told, and the log has one line",
     },

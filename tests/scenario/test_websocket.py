@@ -1,4 +1,4 @@
-"""WebSocket: bridged frame by frame, closed as it was closed, refused as it was refused."""
+"""WebSocket: bridged byte for byte, closed as it was closed, refused as it was refused."""
 
 import asyncio
 import base64
@@ -121,6 +121,43 @@ async def test_frames_of_five_megabytes(rig: Rig) -> None:
         await socket.send_bytes(big)
         assert (await socket.receive()).data == big
     await socket.close()
+
+
+async def test_a_message_goes_on_before_it_is_whole(rig: Rig) -> None:
+    arrived = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = await rig.vendor.accept(request)
+        assert request.transport is not None
+        took = request.transport.get_protocol().data_received  # type: ignore[attr-defined]
+
+        class Watched(asyncio.Protocol):
+            def data_received(self, data: bytes) -> None:
+                if b"first words" in data:
+                    arrived.set()
+                took(data)
+
+        request.transport.set_protocol(Watched())
+        await arrived.wait()
+        return socket
+
+    rig.vendor.handler = handler
+    client = await raw_socket(rig)
+    async with asyncio.timeout(5):
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.send(b"\x82\xff" + (10**9).to_bytes(8, "big") + bytes(4) + b"first words")
+        await arrived.wait()
+    await client.close()
+
+
+async def test_compression_is_between_the_two_ends(rig: Rig) -> None:
+    socket = await rig.connect(compress=15)
+    assert socket.compress
+    async with asyncio.timeout(5):
+        await socket.send_str("a" * 10_000)
+        assert (await socket.receive()).data == "a" * 10_000
+    await socket.close()
+    assert "permessage-deflate" in rig.vendor.requests[0].headers["Sec-WebSocket-Extensions"]
 
 
 async def test_ping_and_pong_keep_their_content(rig: Rig) -> None:
@@ -310,12 +347,13 @@ async def test_a_handshake_that_the_client_gets_wrong(rig: Rig, handshake: dict[
     await client.close()
 
 
-async def test_a_frame_that_is_not_one_ends_both_sides(rig: Rig) -> None:
+@pytest.mark.parametrize("bad", [b"\x83\x80\0\0\0\0", b"\x82\x01x"], ids=["no such opcode", "no mask"])
+async def test_a_frame_that_is_not_one_ends_both_sides(rig: Rig, bad: bytes) -> None:
     client = await raw_socket(rig)
     async with asyncio.timeout(5):
         await client.reader.readuntil(b"\r\n\r\n")
-    await client.send(b"\x83\x80\0\0\0\0")  # an opcode that does not exist
-    assert await client.read_until_closed() != b"\x83\x80\0\0\0\0"
+    await client.send(bad)
+    assert await client.read_until_closed() == b"\x88\x02" + (1002).to_bytes(2, "big")
     await wait_until(lambda: rig.vendor.ended)
     await client.close()
 
