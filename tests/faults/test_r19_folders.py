@@ -6,7 +6,6 @@ is temporary (the workers' metrics).
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -22,9 +21,11 @@ import pytest
 
 from tests.faults.observed import events, settings
 from tests.faults.workload import Workload
+from tests.support import small_disk
 from tests.support.child import send_signal
 from tests.support.namespace import in_namespaces, make_read_only, require_namespaces
 from tests.support.proxy_process import COMMAND, PASSED_ON, ROOT, ProxyProcess
+from tests.support.small_disk import seen_by
 from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim
 
@@ -37,22 +38,13 @@ def _namespaces() -> None:
     require_namespaces()
 
 
-def seen_by(proxy: ProxyProcess, folder: Path) -> Path:
-    """*folder* as the proxy sees it, which has other disks than we."""
-    return Path(f"/proc/{proxy.pid}/root{folder}")
-
-
 def fill(proxy: ProxyProcess, folder: Path) -> None:
-    with (seen_by(proxy, folder) / "filling").open("ab", buffering=0) as file:
-        for size in (1 << 16, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)) == size:
-                    pass
+    small_disk.fill(proxy.pid, folder)
 
 
 def remove(proxy: ProxyProcess, folder: Path) -> None:
     """All that is in it; a mounted folder itself stays."""
-    for each in seen_by(proxy, folder).iterdir():
+    for each in seen_by(proxy.pid, folder).iterdir():
         if each.is_dir():
             shutil.rmtree(each)
         else:
@@ -159,7 +151,7 @@ async def test_r19_a_snapshot_that_cannot_be_written_is_said(sim: ProcessSim, da
     async with on_small_disks(sim, data_dir, tmp_path) as proxy, Workload(proxy.http_url) as load:
         await load.warm_up()
         fill(proxy, data_dir)
-        (socket,) = (path for path in seen_by(proxy, data_dir).iterdir() if path.is_socket())
+        (socket,) = (path for path in seen_by(proxy.pid, data_dir).iterdir() if path.is_socket())
         reader, writer = await asyncio.open_unix_connection(str(socket))
         writer.write(b"BGSAVE\r\n")
         assert (await reader.readline()).startswith(b"+")

@@ -9,17 +9,19 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
 from tests.consistency.calls import PROTOCOLS
 from tests.soak.history import Excuse, History, Trouble
-from tests.soak.rig import Rig
-from tests.soak.truth import MODEL
+from tests.soak.rig import WORKERS, Rig
+from tests.support import small_disk
 from tests.support.child import send_signal
 from tests.support.fault_proxy import Direction, FaultProxy
+from tests.support.proxy_process import ProxyProcess
 from tests.support.toxics import BlackHole, Latency, ResetPeer, Slicer, Toxic
 from tests.support.waiting import wait_until
 
@@ -29,7 +31,8 @@ PAUSED_MS = 2_500
 SEEN_BACK_S = 3.0
 """For so long a Redis that was set back may go unnoticed."""
 SILENT_CALLS = 2
-"""Of each vendor's, and protocol's; each may be asked for once more after it failed."""
+"""Of each dialect's and protocol's. A call that is made once more after it failed is one of these, too."""
+SILENT = {"embedding": SILENT_CALLS, "compatible embedding": SILENT_CALLS, "vector read": 2 * SILENT_CALLS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Fault:
     """
     One kind of trouble.
 
-    *excuse*: what no proxy could save from it, for at most *allowance* calls. *keeps_untold*: Redis cannot be told of
-    writes meanwhile, or forgets them.
+    *excuse*: what no proxy could save from it, for at most so many calls of a kind as *allowances* say.
+    *keeps_untold*: Redis cannot be told of writes meanwhile, or forgets them.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Fault:
     excuse: Excuse | None = None
     keeps_untold: bool = False
     longest_s: float = 4.0
-    allowance: int | None = None
+    allowances: Mapping[str, int] | None = None
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
@@ -153,6 +156,26 @@ def _vendor(rule: dict[str, Any], *vector_rules: dict[str, Any]) -> Break:
 
 
 @asynccontextmanager
+async def _silent(rig: Rig, history: History) -> AsyncIterator[None]:
+    """Each call that the vendor leaves unanswered is one client's trouble: others are told apart and go on."""
+    allowances = history.spells[-1].allowances
+    assert allowances is not None
+    scope = [{"latency_ms": 90_000, "times": SILENT_CALLS, "path": form.path} for form in (NATIVE, COMPATIBLE)]
+    vector = [
+        {"wrong": "timeout", "times": SILENT_CALLS, "operation": "query_doc", "protocol": protocol}
+        for protocol in PROTOCOLS
+    ]
+    await rig.aside(rig.sim.control, "PUT", "faults", scope)
+    await rig.aside(rig.sim.control, "PUT", "dashvector/faults", vector)
+    try:
+        yield
+    finally:
+        native, compatible, *vectors = await rig.clear_vendor()
+        applied = {"embedding": native, "compatible embedding": compatible, "vector read": sum(vectors)}
+        allowances.subtract({kind: SILENT[kind] - count for kind, count in applied.items()})
+
+
+@asynccontextmanager
 async def _upstream_resets(rig: Rig, _: History) -> AsyncIterator[None]:
     lines = (rig.scope_line, rig.vector_line, rig.grpc_line)
     toxics = [(line, line.add(ResetPeer(after_bytes=20_000))) for line in lines]
@@ -195,6 +218,25 @@ async def _worker_hung(rig: Rig, _: History) -> AsyncIterator[None]:
     send_signal(pids[0], signal.SIGSTOP)
     yield
     await wait_until(lambda: len(now := proxy.worker_pids()) == len(pids) and pids[0] not in now, 40.0, "a new worker")
+
+
+@asynccontextmanager
+async def _disk_full(rig: Rig, _: History) -> AsyncIterator[None]:
+    """Of replica B's data and metrics; and its workers are replaced meanwhile, and once more when there is room."""
+    proxy, disks = rig.replicas[1].proxy, rig.replicas[1].small_disks
+    for disk in disks:
+        small_disk.fill(proxy.pid, disk)
+    await _reloaded(proxy)
+    yield
+    for disk in disks:
+        small_disk.relieve(proxy.pid, disk)
+    await _reloaded(proxy)
+
+
+async def _reloaded(proxy: ProxyProcess) -> None:
+    answer = await asyncio.to_thread(proxy.admin, "POST", "/v1/reload", {})
+    if answer.status != 200 or answer.json()["workers"]["serving"] != WORKERS:
+        raise RuntimeError(f"the reload was answered {answer.status} {answer.body!r}")
 
 
 @asynccontextmanager
@@ -286,21 +328,16 @@ FAULTS = (
     ),
     Fault(
         "upstream silent, a few calls",
-        _vendor(
-            {"latency_ms": 90_000, "times": SILENT_CALLS, "model": MODEL},
-            *(
-                {"wrong": "timeout", "times": SILENT_CALLS, "operation": "query_doc", "protocol": protocol}
-                for protocol in PROTOCOLS
-            ),
-        ),
+        _silent,
         "silent call",
-        allowance=3 * 2 * SILENT_CALLS,
+        allowances=SILENT,
     ),
     Fault("upstream resets", _upstream_resets, "upstream line"),
     Fault("upstream in slices", _upstream_slices),
     Fault("worker killed (SIGKILL)", _worker_killed, "worker killed", longest_s=1.0),
     Fault("worker hung (SIGSTOP)", _worker_hung, "worker hung", longest_s=1.0),
     Fault("replica restarted (SIGTERM)", _rolled),
+    Fault("disk full", _disk_full),
     Fault("bypass on and off", _bypassed),
     Fault("purge of everything", _purged, longest_s=1.0),
     Fault("clients leave", _leaving),
@@ -312,9 +349,12 @@ class Deck:
 
     def __init__(self, rig: Rig, history: History, seed: int, only: str = "") -> None:
         self._rig, self._history = rig, history
-        self._faults = [fault for fault in FAULTS if only in fault.name]
+        self._faults = [fault for fault in FAULTS if only in fault.name and self._can(fault)]
         self._chance = random.Random(f"faults:{seed}")
         self._left: list[Fault] = []
+
+    def _can(self, fault: Fault) -> bool:
+        return fault.enter is not _disk_full or bool(self._rig.replicas[1].small_disks)
 
     async def play(self, every_s: float, until_s: float) -> None:
         """A fault every so many seconds until monotonic *until_s*; the world is well when this returns."""
@@ -332,7 +372,7 @@ class Deck:
         trouble = Trouble(time.monotonic())
         if fault.keeps_untold:
             self._history.troubles.append(trouble)
-        with self._history.spell(fault.name, fault.excuse, fault.allowance):
+        with self._history.spell(fault.name, fault.excuse, fault.allowances):
             async with fault.enter(self._rig, self._history):
                 await asyncio.sleep(lasts_s)
         await self._settled(trouble)

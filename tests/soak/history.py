@@ -1,7 +1,8 @@
 """What was wrong with the world, and when: which faults a call has lived through, and what they excuse."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,8 +28,8 @@ class Spell:
     excuse: Excuse | None
     began_s: float
     ended_s: float | None = None
-    allowance: int | None = None
-    """How many calls it excuses; None is any number."""
+    allowances: Counter[str] | None = None
+    """How many calls of each kind it excuses; None is any number of any."""
 
     def touches(self, since_s: float, until_s: float) -> bool:
         """Whether a call between these times could have felt it."""
@@ -56,21 +57,26 @@ class History:
     are_leaving: bool = False
 
     @contextmanager
-    def spell(self, name: str, excuse: Excuse | None, allowance: int | None = None) -> Iterator[Spell]:
+    def spell(self, name: str, excuse: Excuse | None, allowances: Mapping[str, int] | None = None) -> Iterator[Spell]:
         """Within the block, this fault is on."""
-        spell = Spell(name, excuse, time.monotonic(), allowance=allowance)
+        counted = None if allowances is None else Counter(allowances)
+        spell = Spell(name, excuse, time.monotonic(), allowances=counted)
         self.spells.append(spell)
         try:
             yield spell
         finally:
             spell.ended_s = time.monotonic()
 
-    def excuses(self, excuse: Excuse, since_s: float, until_s: float) -> bool:
-        """Whether a call between these times may have failed for that; it is then one of those that may."""
+    def excuses(self, excuse: Excuse, since_s: float, until_s: float, kind: str = "") -> bool:
+        """Whether a call of *kind* between these times may have failed for that; it is then one of those that may."""
         # Only the last few can reach so far.
         for spell in self.spells[-4:]:
-            if spell.excuse == excuse and spell.touches(since_s, until_s) and spell.allowance != 0:
-                spell.allowance = None if spell.allowance is None else spell.allowance - 1
+            if spell.excuse != excuse or not spell.touches(since_s, until_s):
+                continue
+            if spell.allowances is None:
+                return True
+            if spell.allowances[kind] > 0:
+                spell.allowances[kind] -= 1
                 return True
         return False
 

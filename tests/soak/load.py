@@ -81,7 +81,7 @@ class Load:
             async with asyncio.timeout(stays_s):
                 verdict, is_hit = await work
         except TimeoutError:
-            verdict, is_hit = ("left" if stays_s < LIMIT_S else self._unanswered(replica, began_s)), None
+            verdict, is_hit = ("left" if stays_s < LIMIT_S else self._unanswered(replica, began_s, kind)), None
         if verdict and not verdict.startswith(NO_BREACH):
             self.breaches.append(Kept(began_s, kind, verdict))
         return Outcome(not verdict, verdict.partition(";")[0] or None, is_hit)
@@ -111,14 +111,16 @@ class Load:
             return "", is_hit
         if is_hit:
             return f"wrong: {request.kind} from the cache; {body[:300]!r}", is_hit
-        return self._explained(replica, began_s, response, body), is_hit
+        return self._explained(replica, began_s, request.kind, response, body), is_hit
 
-    def _explained(self, replica: Replica, began_s: float, response: aiohttp.ClientResponse, body: bytes) -> str:
+    def _explained(
+        self, replica: Replica, began_s: float, kind: str, response: aiohttp.ClientResponse, body: bytes
+    ) -> str:
         """Whose fault it is that an answer of the upstream's is none that it should be."""
         ours, status = response.headers.get("X-Dashcache-Error"), response.status
         if ours in ("UpstreamUnreachable", "UpstreamProtocolError") and self._is_excused("upstream line", began_s):
             return "inevitable: upstream line"
-        if ours == "UpstreamTimeout" and (verdict := self._silent(began_s)):
+        if ours == "UpstreamTimeout" and (verdict := self._silent(began_s, kind)):
             return verdict
         if ours is None and without_ids(body) in VENDORS_ERRORS and self._is_excused("vendor", began_s):
             return f"vendor's own: HTTP {status}"
@@ -128,8 +130,8 @@ class Load:
             return f"wrong: answer; {response.headers.get('Cache-Status')} {body[:300]!r}"
         return f"error: HTTP {status} {ours or ''}; replica {replica.name} {body[:300]!r}"
 
-    def _unanswered(self, replica: Replica, began_s: float) -> str:
-        return self._of_worker(replica, began_s) or self._silent(began_s) or "error: no answer"
+    def _unanswered(self, replica: Replica, began_s: float, kind: str) -> str:
+        return self._of_worker(replica, began_s) or self._silent(began_s, kind) or "error: no answer"
 
     def _of_worker(self, replica: Replica, began_s: float) -> str:
         """Whether the worker that had the call was killed or hung; empty when it was not."""
@@ -137,9 +139,10 @@ class Load:
         found = (cause for cause in causes if replica.name == "B" and self._is_excused(cause, began_s))
         return next((f"inevitable: {cause}" for cause in found), "")
 
-    def _silent(self, began_s: float) -> str:
-        """Whether it may have been one of the few calls that the vendor never answered; empty when not."""
-        return "inevitable: silent call" if self._is_excused("silent call", began_s) else ""
+    def _silent(self, began_s: float, kind: str) -> str:
+        """Whether it may have been one of the few calls of *kind* that the vendor never answered; empty when not."""
+        is_excused = self._history.excuses("silent call", began_s, time.monotonic(), kind)
+        return "inevitable: silent call" if is_excused else ""
 
     def _broken(self, replica: Replica, began_s: float, error: Exception) -> str:
         if verdict := self._of_worker(replica, began_s):
@@ -167,7 +170,7 @@ class Load:
         door = replica.door(self._rig.clients, self._chance.choice(PROTOCOLS), self._chance.choice(TOKENS))
         call, began_s = self.documents.question(), time.monotonic()
         floors = self.documents.floors(call)
-        answer, verdict = await self._asked(replica, lambda: door.ask(call, timeout_s=LIMIT_S))
+        answer, verdict = await self._asked(replica, "vector read", lambda: door.ask(call, timeout_s=LIMIT_S))
         if answer is None:
             return verdict, None
         if answer.is_hit and (objection := self._too_early(began_s, answer.marks.get("age"))):
@@ -188,12 +191,14 @@ class Load:
             return await self._vector_read(replica)
         (call, known), began_s, answer = change, time.monotonic(), None
         try:
-            answer, verdict = await self._asked(replica, lambda: door.ask(call, timeout_s=LIMIT_S))
+            answer, verdict = await self._asked(replica, "vector write", lambda: door.ask(call, timeout_s=LIMIT_S))
         finally:
             self.documents.done(call, known, began_s, is_acknowledged=answer is not None)
         return verdict, None
 
-    async def _asked(self, replica: Replica, ask: Callable[[], Awaitable[Answer]]) -> tuple[Answer | None, str]:
+    async def _asked(
+        self, replica: Replica, kind: str, ask: Callable[[], Awaitable[Answer]]
+    ) -> tuple[Answer | None, str]:
         """A successful answer; or none, and why."""
         began_s = time.monotonic()
         try:
@@ -212,6 +217,6 @@ class Load:
         if answer.status in (UNAVAILABLE, CANCELLED) and (verdict := self._of_worker(replica, began_s)):
             return None, verdict
         if answer.status in (504, DEADLINE_EXCEEDED):
-            cause = self._of_worker(replica, began_s) or self._silent(began_s)
+            cause = self._of_worker(replica, began_s) or self._silent(began_s, kind)
             return None, cause or f"error: {what}; replica {replica.name} {answer}"
         return None, f"error: {what}; replica {replica.name} {answer}"

@@ -38,7 +38,7 @@ What is no breach, and why:
   answer.
 - *inevitable: worker hung*: a worker of replica B was stopped (SIGSTOP) and replaced, with the request in its hands.
 - *inevitable: silent call*: the vendor never answered this very call. Others that ask for the same do not wait for it:
-  no more calls end so than the vendor left unanswered, those included that were asked once more.
+  of each kind (dialect, protocol) no more calls end so than the vendor left unanswered, as it counted them itself.
 - *left*: the client itself went away before its answer.
 - Hits older than a write that Redis could not be told of ({excused} here): within their lifetime, and only through
   the replica that did not see the write, until Redis was told.
@@ -51,7 +51,13 @@ def page(soaked: Soaked, command: str) -> str:
     count = len(soaked.breaches)
     verdict = f"{count} breaches." if count else "No wrong answer, no error that is not the vendor's own, no growth."
     parts = [HEAD.format(command=command, machine=machine, verdict=verdict)]
-    parts += [*_calls(soaked), EXPLAINED.format(excused=soaked.excused), *_faults(soaked), *_processes(soaked)]
+    parts += [
+        *_calls(soaked),
+        EXPLAINED.format(excused=soaked.excused),
+        *_faults(soaked),
+        *_untried(soaked),
+        *_processes(soaked),
+    ]
     if soaked.breaches:
         parts += ["\n## Breaches\n\n", *(f"- {breach}\n" for breach in soaked.breaches[:50])]
     return "".join(parts)
@@ -101,6 +107,11 @@ def _faults(soaked: Soaked) -> Iterable[str]:
         share = f"{part.cached / part.count:.0%}" if part.count else ""
         slow = f"{part.latency(99) * 1000:.0f}, {part.latency(100) * 1000:.0f}" if part.count else ""
         yield f"| {name} | {times} | {part.count:,} | {share} | {told} | {slow} |\n"
+
+
+def _untried(soaked: Soaked) -> Iterable[str]:
+    if soaked.untried:
+        yield f"\nNot tried: {soaked.untried}.\n"
 
 
 def _processes(soaked: Soaked) -> Iterable[str]:

@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -14,8 +14,9 @@ from typing import Any
 
 from tests.consistency.calls import Answer, Call, Clients, Door, Protocol
 from tests.support.fault_proxy import FaultProxy
+from tests.support.namespace import in_namespaces
 from tests.support.process_log import Record
-from tests.support.proxy_process import ProxyProcess
+from tests.support.proxy_process import COMMAND, ProxyProcess
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim, sim_process
@@ -28,6 +29,7 @@ VECTOR_LIFETIME_S = 20.0
 JITTER = 0.1
 SETTLED_S = 30.0
 KEY_SECRET = "0123456789abcdef" * 4
+DISK_SIZE = "size=3m"
 DIRECT_TOKEN = "sk-dv-soak"
 
 # Short lifetimes and small tiers, so that everything that grows has reached its bound within minutes.
@@ -57,6 +59,8 @@ class Replica:
 
     name: str
     data_dir: Path
+    small_disks: Sequence[Path]
+    """Folders that are a file system of a few MiB each for its processes, and for nobody else."""
     options: dict[str, Any]
     proxy: ProxyProcess
     is_serving: bool = True
@@ -116,10 +120,10 @@ class Rig:
             raise RuntimeError(f"{call}: {answer}")
         return answer
 
-    async def clear_vendor(self) -> None:
-        """The vendor is well again."""
-        await self.aside(self.sim.control, "PUT", "faults", [])
-        await self.aside(self.sim.control, "PUT", "dashvector/faults", [])
+    async def clear_vendor(self) -> list[int]:
+        """The vendor is well again; how often each of its faults was applied, DashScope's before DashVector's."""
+        ends = [await self.aside(self.sim.control, "PUT", name, []) for name in ("faults", "dashvector/faults")]
+        return [count for end in ends for count in end["replaced"]]
 
     async def wait_settled(self) -> None:
         """Until every replica has told Redis all that it has to know, and asks it again."""
@@ -152,8 +156,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(seed: int) -> AsyncIterator[Rig]:
-    """All of it, gone afterwards."""
+async def rig(seed: int, *, has_small_disks: bool = False) -> AsyncIterator[Rig]:
+    """All of it, gone afterwards; *has_small_disks*: replica B's folders can be filled, which needs root."""
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(ThreadPoolExecutor(1))
         # Bounded, as a shared Redis is; what falls out of it is a miss.
@@ -181,15 +185,25 @@ async def rig(seed: int) -> AsyncIterator[Rig]:
         }
         replicas = []
         for name in ("A", "B"):
-            folder = Path(tempfile.mkdtemp(prefix="dashcache-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            replica = Replica(name, folder, options, ProxyProcess(data_dir=folder, **options))
+            data, temporary = (Path(tempfile.mkdtemp(prefix="dashcache-")) for _ in range(2))
+            for folder in (data, temporary):
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            disks = (data, temporary) if name == "B" and has_small_disks else ()
+            own = {**options, **(_on_small_disks(disks) if disks else {})}
+            replica = Replica(name, data, disks, own, ProxyProcess(data_dir=data, **own))
             stack.push_async_callback(_closed, replica)
             await replica.proxy.__aenter__()
             replicas.append(replica)
         clients = Clients()
         stack.push_async_callback(clients.close)
         yield Rig(redis, standby, sim, lines[0], lines[1], lines[2], lines[3], replicas, clients, thread)
+
+
+def _on_small_disks(disks: Sequence[Path]) -> dict[str, Any]:
+    """Options of a proxy whose data and metrics are on disks of their own."""
+    _, temporary = disks
+    command = in_namespaces(COMMAND, own_network=False, disks=dict.fromkeys(disks, DISK_SIZE))
+    return {"command": command, "env": {**ENVIRONMENT, "TMPDIR": str(temporary)}}
 
 
 async def _closed(replica: Replica) -> None:

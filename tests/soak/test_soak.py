@@ -84,6 +84,15 @@ def test_an_excuse_holds_for_calls_that_have_felt_its_cause() -> None:
     assert not history.excuses("vendor", spell.ended_s + 2, spell.ended_s + 3)
 
 
+def test_a_silent_call_excuses_one_client_that_asked_for_such() -> None:
+    history = History()
+    with history.spell("upstream silent", "silent call", {"embedding": 1}) as spell:
+        felt = (spell.began_s, spell.began_s + 1)
+        assert not history.excuses("silent call", *felt, "vector read")
+        assert history.excuses("silent call", *felt, "embedding")
+        assert not history.excuses("silent call", *felt, "embedding")
+
+
 def test_growth_is_told_of_what_lives_from_beginning_to_end() -> None:
     small = Sample(rss=50 * MIB, files=30, sockets=10, threads=5)
     more, open_more = dataclasses.replace(small, rss=80 * MIB), dataclasses.replace(small, files=90)

@@ -31,9 +31,10 @@ def add_dashvector_control_routes(app: web.Application, state: DashVectorState) 
             rules = [DashVectorFault.from_json(rule) for rule in orjson.loads(await request.read())]
         except (KeyError, TypeError, ValueError) as error:
             return _json({"error": repr(error)}, 400)
+        applied = [rule.applied for rule in state.faults.rules]
         state.faults.clear()
         state.faults.add(*rules)
-        return _json({})
+        return _json({"replaced": applied})
 
     async def settings(request: web.Request) -> web.Response:
         try:
