@@ -1,6 +1,7 @@
 """Whether the configured Redis can be used, tried from the command line and without changing what is known there."""
 
 import asyncio
+import secrets
 
 from proxy.cache.incarnation import Names
 from proxy.core.tasks import Tasks
@@ -12,6 +13,12 @@ from proxy.shared_redis import fingerprint
 
 _DEADLINE_S = 2.0
 _MOST_BYTES = 64
+_PROBE_MS = 10_000
+
+_TRY = """
+local reply = redis.pcall(unpack(ARGV))
+return type(reply) == 'table' and reply['err'] or ''
+"""
 
 
 def redis_trouble(settings: Settings) -> str:
@@ -26,6 +33,8 @@ async def _trouble(settings: Settings) -> str:
     try:
         await link.evaluate(("return 1", 0))
         await link.round_trip_ms()
+        if lacking := await _lacking_right(link):
+            return lacking
         held = await link.read(Names.under(link.prefix).fingerprint, _MOST_BYTES)
     except LinkDown as down:
         return down.words
@@ -34,6 +43,39 @@ async def _trouble(settings: Settings) -> str:
         await tasks.wait_done(1.0)
     is_stranger = settings.redis.check_fingerprint and held and held != _own_fingerprint(settings)
     return STRANGER if is_stranger else ""
+
+
+async def _lacking_right(link: RedisLink) -> str:
+    """
+    Which command the user may not run, among all that the proxy runs itself or within its scripts; empty if none.
+
+    Each is tried on a key that nobody else has: a script stops at the first that is missing, and at some only then
+    when there is something to do. INFO may be missing (see ``scripts.LOOK``).
+
+    Raises:
+        LinkDown: a command of the proxy's own is refused, which says which, or Redis cannot be reached.
+    """
+    key = link.prefix + b":probe:" + secrets.token_hex(8).encode()
+    for name, arguments in rights(key).items():
+        said = await link.evaluate((_TRY, 1, key, name, *arguments))
+        if said:
+            words = said.decode("utf-8", "replace") if isinstance(said, bytes) else "no answer that makes sense"
+            return f"refused: NOPERM +{name.lower()} within scripts: {words.strip()}"
+    await link.command("MGET", key)
+    await link.remove_some(key, 0, 1)
+    return ""
+
+
+def rights(key: bytes) -> dict[str, tuple[bytes | str | int, ...]]:
+    """The commands that scripts run, with arguments that do no harm to anybody but *key*."""
+    return {
+        "SET": (key, "1", "PX", _PROBE_MS),
+        "GET": (key,),
+        "EXISTS": (key,),
+        "PTTL": (key,),
+        "TIME": (),
+        "UNLINK": (key,),
+    }
 
 
 def _own_fingerprint(settings: Settings) -> bytes:

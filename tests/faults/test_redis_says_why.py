@@ -2,16 +2,23 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+import redis
 
+from proxy.cache import scripts
+from proxy.ops.redis_check import rights
 from tests.scenario.telling import NATIVE, bearer, native, post, telling
-from tests.support.proxy_process import ROOT, ProxyProcess
+from tests.support.proxy_process import PASSED_ON, ROOT, ProxyProcess
 from tests.support.raw_upstream import RawUpstream
 from tests.support.redis_server import RedisServer
 
@@ -96,3 +103,36 @@ async def test_check_tells_a_usable_redis_from_one_of_another_deployment(redis_s
         other = {**proxy.env, "DASHCACHE_KEY_SECRET": "of another deployment"}
         status, output = await asyncio.to_thread(check_connect, other)
         assert (status, output.splitlines()[-1].startswith("redis: refused: another deployment")) == (1, True)
+
+
+COMMANDS = ("eval", "exists", "get", "getrange", "mget", "pttl", "scan", "set", "time", "unlink")
+
+
+@pytest.mark.parametrize("missing", COMMANDS)
+def test_check_names_each_right_that_is_missing(places: dict[str, str | int], data_dir: Path, missing: str) -> None:
+    with closing(redis.Redis(port=int(places["port"]), password=PASSWORD)) as server:
+        server.execute_command("ACL", "SETUSER", "nearly", "reset", "on", f">{WRONG}", "~*", "+@all", f"-{missing}")
+    env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"DASHCACHE_DATA_DIR": str(data_dir)}
+    status, output = check_connect({**env, "REDIS_URL": f"redis://nearly:{WRONG}@127.0.0.1:{places['port']}/0"})
+    said = output.splitlines()[-1]
+    assert (status, said.startswith("redis: refused: NOPERM")) == (1, True), output
+    assert missing in said.lower()
+    assert WRONG not in output
+
+
+def test_check_tries_every_command_that_scripts_run() -> None:
+    called = set(re.findall(r"redis\.p?call\('([A-Z]+)'", Path(scripts.__file__).read_text()))
+    assert called == {*rights(b"key"), "INFO"}  # which may be missing
+
+
+def test_check_wants_no_more_than_the_documentation_grants(places: dict[str, str | int], data_dir: Path) -> None:
+    page = (ROOT / "docs" / "redis.md").read_text()
+    granted = re.findall(r"[+]([a-z]+)", next(line for line in page.splitlines() if "+eval" in line))
+    assert {*COMMANDS} <= {*granted}
+    with closing(redis.Redis(port=int(places["port"]), password=PASSWORD)) as server:
+        server.execute_command(
+            *("ACL", "SETUSER", "granted", "reset", "on", f">{WRONG}", "~*"), *(f"+{name}" for name in granted)
+        )
+    env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"DASHCACHE_DATA_DIR": str(data_dir)}
+    status, output = check_connect({**env, "REDIS_URL": f"redis://granted:{WRONG}@127.0.0.1:{places['port']}/0"})
+    assert (status, output.splitlines()[-1]) == (0, "redis: usable")

@@ -64,14 +64,18 @@ class RedisLink:
 
     async def evaluate(self, words: Sequence[bytes | str | int]) -> object:
         """What the script says that EVAL is given as *words*, with its keys and arguments."""
+        reply = await self.command("EVAL", *words)
+        self.is_new = False
+        return reply
+
+    async def command(self, *words: bytes | str | int) -> object:
+        """What Redis says to *words*; also asked of a Redis that is another deployment's."""
 
         async def command() -> object:
             execute: Callable[..., Awaitable[object]] = self._redis.execute_command  # redis-py leaves it untyped
-            return await execute("EVAL", *words)
+            return await execute(*words)
 
-        reply = await self._call(command, is_allowed=True)
-        self.is_new = False
-        return reply
+        return await self._call(command, is_allowed=True)
 
     async def read(self, key: bytes, max_bytes: int) -> bytes:
         """The value of *key*; empty if there is none. A value longer than *max_bytes* comes cut, one byte longer."""
