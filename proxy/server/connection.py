@@ -200,7 +200,8 @@ class Connection(RequestHandler):
         if self._messages:
             if self._answer_first(lane):
                 self._is_free = True
-                self.body_hold.end()
+                if self.body_hold.size:
+                    self.body_hold.end()
                 self._messages.popleft()
                 if self._parser is not None:
                     self._parser.message_consumed()
@@ -232,32 +233,29 @@ class Connection(RequestHandler):
         if data or len(self._messages) > known:
             self._boundary.pass_by(data, [message for message, _ in list(self._messages)[known:]])
         if len(self._messages) > known:
-            self._begin_request()
+            if self._head_bytes:
+                self._head_bytes = 0
+                self._head_hold.end()
+            self.has_asked = True
+            self._is_free = False
+            self.watch.head_ends()
+            message, body = self._messages[-1]
+            self._last = message
+            if not isinstance(message, _ErrInfo):
+                self._body = body
+            elif not self._body.is_eof():
+                # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
+                self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+            if len(data) <= FREE_BYTES and self._body.is_eof():
+                return
         if data and not self._is_refused and not self._upgraded:
             self._count(data)
 
-    def _begin_request(self) -> None:
-        """The last of the messages is new."""
-        if self._head_bytes:
-            self._head_bytes = 0
-            self._head_hold.end()
-        self.has_asked = True
-        self._is_free = False
-        self.watch.head_ends()
-        message, body = self._messages[-1]
-        self._last = message
-        if not isinstance(message, _ErrInfo):
-            self._body = body
-        elif not self._body.is_eof():
-            # aiohttp reports what it could not parse as a next request, while the one before waits for its body.
-            self._body.set_exception(web.RequestPayloadError("the body's framing is broken"))
-
     def _count(self, data: bytes) -> None:
         """*data* has come: part of a body that is awaited, or of a head, or a body that is here at once."""
-        body = self._body
         if self._is_free:
             self._begin_head(data)
-        elif body is not EMPTY_PAYLOAD and (not body.is_eof() or body._size > FREE_BYTES):  # noqa: SLF001  shown nowhere
+        elif self._body is not EMPTY_PAYLOAD and (not self._body.is_eof() or self._body._size):  # noqa: SLF001
             self._count_body()
         elif not self._messages:  # the next head, behind a request that is being answered
             self._count_head(len(data))
