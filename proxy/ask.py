@@ -228,12 +228,14 @@ class Upstreams:
         self._clock = clock
         self._deadline_s = deadline_s
 
-    async def send(self, request: Request, outcome: Outcome, body: Body | None = None) -> UpstreamReply:
-        """Ask the upstream; its status and its time go onto the outcome."""
+    async def send(
+        self, request: Request, outcome: Outcome, body: Body | None = None, owner: bytes | None = None
+    ) -> UpstreamReply:
+        """Ask the upstream, for *owner* if that is known already; status and time go onto the outcome."""
         started_s = self._clock.monotonic()
         outcome.upstream_calls += 1
         outcome.asked = (request.method, request.target)
-        SHARE.set(Share(ADDRESS.get(), self._callers.known(request)))
+        SHARE.set(Share(ADDRESS.get(), self._callers.known(request, owner)))
         try:
             reply = await self.transport_of(request).send(request, body)
         except UpstreamError as error:
@@ -274,11 +276,11 @@ class Upstreams:
         """Send a request that changes nothing upstream, once more if a kept connection closed under it."""
         request = dataclasses.replace(job.request, headers=narrowed_codings(job.request), body=content or None)
         try:
-            return await self.send(request, job.outcome)
+            return await self.send(request, job.outcome, owner=job.owner)
         except UpstreamError as error:
             if not error.retryable:
                 raise
-            return await self.send(dataclasses.replace(request, is_again=True), job.outcome)
+            return await self.send(dataclasses.replace(request, is_again=True), job.outcome, owner=job.owner)
 
 
 class Asker:

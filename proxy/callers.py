@@ -47,9 +47,10 @@ class Callers:
         """Whether the upstream has accepted *owner* lately."""
         return self._leases.has(owner)
 
-    def known(self, request: Request) -> bytes:
-        """Who sends *request*, if the upstream has accepted it lately; empty for strangers."""
-        owner = self.owner(request, self._credential_of(request))
+    def known(self, request: Request, owner: bytes | None = None) -> bytes:
+        """The *owner*, or else who sends *request*, if the upstream has accepted it lately; empty for strangers."""
+        if owner is None:
+            owner = self.owner(request, self._credential_of(request))
         return owner if self._leases.has(owner) else b""
 
     def served(self, owner: bytes) -> None:

@@ -177,7 +177,7 @@ class FakeTiers:
 class NobodyRefused:
     """Callers whom the upstream accepts."""
 
-    def known(self, request: Request) -> bytes:
+    def known(self, request: Request, owner: bytes | None = None) -> bytes:
         return b""
 
     def accepted(self, owner: bytes, mark: bytes | None) -> None:
