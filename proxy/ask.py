@@ -7,6 +7,7 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Self
@@ -32,6 +33,7 @@ from proxy.core.request import HeaderLines, Request
 from proxy.core.share import ADDRESS, SHARE, Share
 from proxy.core.trouble import CallEnded, ignored
 from proxy.errors import ErrorCode, ProxyError, UpstreamError
+from proxy.watched import Watched
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
 _MAX_SHARED_BYTES = 1 << 20
@@ -248,15 +250,15 @@ class Upstreams:
             outcome.upstream_ms += (self._clock.monotonic() - started_s) * 1000
         outcome.upstream_status = reply.status if reply.grpc_status is None else reply.grpc_status.as_http
         outcome.vendor_request_id = _id_of(reply.headers)
-        self._call_ended(request.upstream, outcome.upstream_status)
+        watched = Watched(reply, outcome.upstream_status, functools.partial(self._call_ended, request.upstream))
         code = reply.grpc_status.code if reply.grpc_status is not None else None
         if outcome.state is not CacheState.WRITE and refuses(reply.status, code):  # of a write, its verdict tells
             try:
                 await self._callers.refused(request)
             except asyncio.CancelledError:
-                reply.close()
+                watched.close()
                 raise
-        return reply
+        return watched
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:

@@ -20,6 +20,8 @@ class CacheState(enum.StrEnum):
     """Looked up, nothing usable, forwarded."""
     BYPASS = "bypass"
     """Ours to cache, but not looked up: a mode, the client's wish, or a form that cannot be keyed."""
+    CLIENT_CLOSED = "client-closed"
+    """Ours to cache, but its client left before anything was looked up or forwarded."""
     WRITE = "write"
     """Forwarded, and what hangs on it made stale."""
     PASS = "pass"  # noqa: S105  a state, not a password
@@ -111,6 +113,13 @@ class Outcome:
     def has_asked(self) -> bool:
         """Whether the upstream was asked for this request, by itself or by another that it waited for."""
         return bool(self.forwarded or self.coalesced)
+
+    def client_left(self) -> None:
+        """The client closed its connection before it had all of its answer."""
+        self.client_gone = True
+        # A bypass has its reason; without one, nothing was decided yet.
+        if self.state is CacheState.BYPASS and not self.detail and not self.has_asked:
+            self.state = CacheState.CLIENT_CLOSED
 
     def forget_hits(self) -> None:
         """Nothing that was found will be in the answer."""

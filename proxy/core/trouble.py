@@ -15,6 +15,7 @@ class Trouble(enum.StrEnum):
     TIMEOUT = "timeout"
     CLOSED = "closed"
     PROTOCOL = "protocol"
+    BROKEN_OFF = "broken-off"
     UNAUTHORIZED = "401"
     FORBIDDEN = "403"
     RATE_LIMITED = "429"
@@ -29,7 +30,8 @@ WORDS = {
     Trouble.CONNECT_TIMEOUT: "not accepting connections in time",
     Trouble.TIMEOUT: "not answering in time",
     Trouble.CLOSED: "closing connections without an answer",
-    Trouble.PROTOCOL: "its answers are not valid, or break off",
+    Trouble.PROTOCOL: "its answers are not valid",
+    Trouble.BROKEN_OFF: "its answers break off after their head",
     Trouble.UNAUTHORIZED: "refusing credentials (401)",
     Trouble.FORBIDDEN: "forbidding requests (403)",
     Trouble.RATE_LIMITED: "limiting the rate (429)",

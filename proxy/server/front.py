@@ -97,10 +97,10 @@ class Front:
         try:
             return await self._answered(raw, intake, body, outcome)
         except asyncio.CancelledError:
-            outcome.client_gone = True
+            outcome.client_left()
             raise
         except ConnectionError:
-            outcome.client_gone = True
+            outcome.client_left()
             return _broken_off(raw)  # aiohttp would take the error for a fault of the handler's
         finally:
             self.running -= 1
@@ -209,7 +209,7 @@ class Front:
             came = await again.look_up(outcome)
         except asyncio.CancelledError:
             if transport.is_closing():  # nobody else tells of it
-                outcome.state, outcome.client_gone = CacheState.BYPASS, True
+                outcome.state, outcome.client_gone = CacheState.CLIENT_CLOSED, True
                 self._finished(outcome, bytes_in, 0)
             raise
         except Exception as error:  # noqa: BLE001  as above

@@ -132,7 +132,7 @@ class GrpcFront:
                 ending = self._refusal(ProxyError(ErrorCode.INTERNAL, "the proxy failed"), call.outcome)
             return await _write(context, ending)
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            call.outcome.client_gone = True
+            call.outcome.client_left()
             raise
         finally:
             if not call.is_awaited:

@@ -67,6 +67,21 @@ async def test_r8_a_client_in_the_middle_of_a_stream(rig: WireRig, how: str) -> 
 
 
 @both_ways
+async def test_r8_a_client_that_leaves_before_a_lookup_has_a_state_of_its_own(rig: WireRig, how: str) -> None:
+    counted = 'dashcache_requests_total{operation="embedding",state="client-closed"}'
+    before = len(rig.proxy.logs)
+    client = await rig.client()
+    lines = [(b"Host", b"a"), (b"Authorization", b"Bearer k"), (b"Content-Type", b"application/json")]
+    await client.send(wire.head_bytes(b"POST %b HTTP/1.1" % EMBEDDINGS.encode(), [*lines, (b"Content-Length", b"99")]))
+    await client.send(b'{"model":')
+    await leave(client, how)
+    line = await asyncio.to_thread(rig.proxy.wait_log, "request", 15, after=before, operation="embedding")
+    assert (line["state"], line["detail"], line["client_gone"]) == ("client-closed", "", True)
+    assert counted in await asyncio.to_thread(rig.proxy.metrics)
+    assert not rig.upstream.requests
+
+
+@both_ways
 async def test_r8_a_client_in_the_middle_of_its_upload(rig: WireRig, how: str) -> None:
     client = await rig.client()
     # A longer body than one that is waited for whole before the upstream is asked.

@@ -1,6 +1,7 @@
 """Trouble with a vendor has its cause in the log, the metrics, health and stats; no address of it reaches a client."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 from collections.abc import AsyncIterator
@@ -12,10 +13,17 @@ import pytest
 import pytest_asyncio
 
 from tests.support import answers
+from tests.support.gate import Gate
 from tests.support.proxy_process import ProxyProcess
+from tests.support.raw_client import IncompleteResponseError, RawClient, request_bytes
 from tests.support.raw_upstream import RawUpstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NATIVE = "/api/v1/services/embeddings/text-embedding/text-embedding"
+AS_JSON = [(b"Content-Type", b"application/json")]
+GOOD = 'dashcache_upstream_calls_total{end="2xx",upstream="dashscope"}'
 
 UNREACHABLE = {
     "refused": "http://127.0.0.1:1",
@@ -45,6 +53,26 @@ class Rig:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    async def broken(self, path: str, number: int) -> None:
+        """Ask for something of its own whose answer may break off."""
+        body = b'{"model":"text-embedding-v4","input":{"texts":["%d"]}}' % number
+        headers = ((b"Authorization", b"Bearer k"), (b"Content-Type", b"application/json"))
+        async with await RawClient.connect(self.proxy.http_port) as client:
+            with contextlib.suppress(IncompleteResponseError, ConnectionError):
+                await client.request("POST", path, headers, body)
+
+    async def wait_count(self, sample: str, wanted: float) -> None:
+        """Wait until the series has that figure."""
+        await wait_until(lambda: self._count(sample) == wanted, what=f"{sample} {wanted}")
+
+    async def count(self, sample: str) -> float:
+        """The figure of a series; 0 if there is none."""
+        return await asyncio.to_thread(self._count, sample)
+
+    def _count(self, sample: str) -> float:
+        lines = (line.rpartition(" ") for line in self.proxy.metrics().splitlines())
+        return next((float(value) for name, _, value in lines if name == sample), 0.0)
 
     async def health(self) -> dict[str, object]:
         return (await asyncio.to_thread(self.proxy.admin, "GET", "/healthz")).json()
@@ -147,6 +175,51 @@ async def test_an_upstream_that_does_not_answer_fails_after_three_calls_and_is_w
     upstreams = (await rig.health())["upstreams"]
     assert isinstance(upstreams, dict)
     assert upstreams["dashscope"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answers.truncated(b"whole answer", 5, headers=AS_JSON),
+        answers.truncated(b"whole answer", 5, headers=AS_JSON, by_reset=True),
+        answers.truncated_chunks(b"piece", headers=AS_JSON),
+        answers.truncated_chunks(b"piece", headers=[(b"Content-Type", b"text/html")]),
+    ],
+    ids=["length", "reset", "chunks", "html"],
+)
+@pytest.mark.parametrize("path", ["/api/v1/services/some", NATIVE], ids=["passed", "embedding"])
+async def test_an_answer_that_breaks_off_after_its_head_is_trouble(rig: Rig, answer: answers.Answer, path: str) -> None:
+    reason = "broken-off"
+    counted = f'dashcache_upstream_calls_total{{end="{reason}",upstream="dashscope"}}'
+    rig.upstream.answer = answers.respond()
+    assert (await rig.ask("default"))[0] == 200
+    before, good_before = await rig.count(counted), await rig.count(GOOD)
+    rig.upstream.answer = answer
+    await asyncio.gather(*(rig.broken(path, number) for number in range(3)))
+    await asyncio.to_thread(rig.proxy.wait_log, "upstream_trouble", upstream="dashscope", reason=reason)
+    await rig.wait_count(counted, before + 3)
+    assert await rig.count(GOOD) == good_before  # a call ends once
+    health = await rig.health()
+    upstreams = health["upstreams"]
+    assert isinstance(upstreams, dict)
+    assert (health["status"], upstreams["dashscope"]["cause"]) == ("degraded", reason)
+    rig.upstream.answer = answers.respond()
+    assert (await rig.ask("default"))[0] == 200
+    upstreams = (await rig.health())["upstreams"]
+    assert isinstance(upstreams, dict)
+    assert upstreams["dashscope"]["state"] == "ok"
+
+
+async def test_a_client_that_leaves_in_the_middle_of_an_answer_is_no_trouble(rig: Rig) -> None:
+    gate = Gate()
+    rig.upstream.answer = answers.chunked(b"first", gate)
+    good_before = await rig.count(GOOD)
+    async with await RawClient.connect(rig.proxy.http_port) as client:
+        await client.send(request_bytes("GET", "/x"))
+        await client.reader.readuntil(b"first\r\n")
+    await rig.upstream.wait_closed()
+    gate.open()
+    await rig.wait_count(GOOD, good_before + 1)  # told of when the connections are gone
 
 
 async def test_over_grpc_the_cause_is_told_too(rig: Rig) -> None:

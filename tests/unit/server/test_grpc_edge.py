@@ -588,7 +588,7 @@ async def test_r8_a_client_that_leaves_while_redis_is_asked_is_told_of_once() ->
         await asyncio.gather(waiting, return_exceptions=True)
         (outcome,) = await rig.observed()
         assert rig.front.running == 0
-        assert (outcome.client_gone, outcome.state) == (True, CacheState.BYPASS)
+        assert (outcome.client_gone, outcome.state) == (True, CacheState.CLIENT_CLOSED)
         known.gate.open()  # type: ignore[union-attr]
         assert await rig.call(b"hit") == b"kept"
         assert len(await rig.observed(2)) == 2
