@@ -87,7 +87,7 @@ class Mix:
                 redis.command("DEL", *gone)
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
 async def test_c8_a_process_that_saw_a_write_never_answers_from_before_it(
     vendor: Vendor, clients: Clients, redis_server: RedisServer, part: int
 ) -> None:

@@ -101,7 +101,7 @@ async def test_c10_a_write_under_way_when_the_process_ends_is_known_to_the_next(
             await wait_pending(second, False)
 
 
-@pytest.mark.parametrize("how", ["kill", "stop", "kill worker"])
+@pytest.mark.parametrize("how", ["kill", "stop", pytest.param("kill worker", marks=pytest.mark.slow)])
 async def test_c10_what_redis_was_not_told_outlives_the_process(
     vendor: Vendor, clients: Clients, redis_server: RedisServer, data_dir: Path, how: str
 ) -> None:

@@ -44,7 +44,15 @@ async def _full(redis: RedisServer) -> AsyncIterator[None]:
     redis.config_set("maxmemory", 0)
 
 
-@pytest.mark.parametrize("trouble", [_well, _hung, _dead, _full], ids=["well", "hung", "dead", "full"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(_well, id="well", marks=pytest.mark.slow),
+        pytest.param(_hung, id="hung"),
+        pytest.param(_dead, id="dead"),
+        pytest.param(_full, id="full", marks=pytest.mark.slow),
+    ],
+)
 async def test_r10_the_bypass_works_under_load_whatever_redis_does(
     trouble: Trouble, redis_server: RedisServer, sim: ProcessSim, record_property: Callable[[str, object], None]
 ) -> None:

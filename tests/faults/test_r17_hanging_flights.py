@@ -180,8 +180,14 @@ async def check(redis: RedisServer, protocol: str, replicas: int, pace: Pace) ->
         )
 
 
-@both
-@one_and_two
+@pytest.mark.parametrize(
+    ("protocol", "replicas"),
+    [
+        ("http", 2),
+        ("grpc", 1),
+        *(pytest.param(*way, marks=pytest.mark.slow) for way in (("http", 1), ("grpc", 2))),
+    ],
+)
 async def test_r17_a_request_that_hangs_is_one_clients_trouble(
     redis_server: RedisServer, protocol: str, replicas: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -98,7 +98,7 @@ async def goes_through(proxy: ProxyProcess) -> None:
     assert (await asyncio.to_thread(proxy.admin, "GET", "/metrics")).status == 200
 
 
-@pytest.mark.parametrize("trouble", [fill, freeze, remove])
+@pytest.mark.parametrize("trouble", [fill, pytest.param(freeze, marks=pytest.mark.slow), remove])
 async def test_r19_a_folder_of_metrics_that_cannot_be_written_costs_metrics_only(
     sim: ProcessSim, data_dir: Path, tmp_path: Path, trouble: Trouble
 ) -> None:
@@ -115,7 +115,7 @@ async def test_r19_a_folder_of_metrics_that_cannot_be_written_costs_metrics_only
             assert events(proxy)["metrics_not_gathered"]
 
 
-@pytest.mark.parametrize("trouble", [fill, freeze, remove])
+@pytest.mark.parametrize("trouble", [fill, freeze, pytest.param(remove, marks=pytest.mark.slow)])
 async def test_r19_a_data_folder_that_cannot_be_written_costs_what_is_kept_in_it(
     sim: ProcessSim, data_dir: Path, tmp_path: Path, trouble: Trouble
 ) -> None:

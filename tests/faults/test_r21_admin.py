@@ -61,7 +61,10 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize("said", HALVES.values(), ids=HALVES)
+@pytest.mark.parametrize(
+    "said",
+    [pytest.param(said, id=name, marks=[pytest.mark.slow] * (name != "half a body")) for name, said in HALVES.items()],
+)
 def test_r21_admin_half_requests_keep_nobody_from_health_and_no_worker_from_being_replaced(
     proxy: ProxyProcess, said: bytes, record_property: Any
 ) -> None:

@@ -11,6 +11,7 @@ from benchmarks.grpc_parts import DOCUMENTS, Plan, Sample, Way, answer, question
 from tests.vendor_sim.dashvector_package import pb
 
 
+@pytest.mark.slow
 def test_hits_never_reach_the_upstream_and_all_others_always_do() -> None:
     def shape(ways: tuple[Way, ...], upstream: str) -> Plan:
         return Plan(ways, upstream, delays_ms=(1.0,), rounds=2, seconds=0.15, concurrency=4, channels=2)

@@ -7,7 +7,7 @@ from benchmarks.seed_memory import LIMIT_BYTES, Item, Measured, Size, lines, mea
 from tests.vendor_sim.dashvector_recorder import Protocol
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)])
 def test_the_account_is_complete_and_entries_are_small_enough(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,11 @@
 """The benchmark of memory tiers: it measures hits and nothing else, and more workers have more of the same."""
 
+import pytest
+
 from benchmarks.worker_tiers import Asked, measure
 
 
+@pytest.mark.slow
 def test_hits_alone_are_counted_and_all_of_them() -> None:
     asked = Asked(texts=20, rate=400.0, seconds=0.5)
     order = asked.order()

@@ -109,21 +109,29 @@ async def test_an_error_is_of_one_content_one_credential_and_one_moment(redis_se
 
 
 @pytest.mark.parametrize(
-    ("answer", "env"),
+    ("env", "refusals"),
     [
-        (error("InvalidParameter"), {}),
-        (error("InvalidParameter"), {"DASHCACHE_NEGATIVE_TOO_LARGE_S": "60"}),
-        (error("InvalidParameter" + " " * 5_000), ALL_ON),
-        (error("InvalidParameter", Set_Cookie="who=you"), ALL_ON),
-        (answers.respond_json(b"InvalidParameter", 400), ALL_ON),
-        (answers.respond_json(b'{"code":["InvalidParameter"]}', 400), ALL_ON),
+        ({}, [error("InvalidParameter")]),
+        ({"DASHCACHE_NEGATIVE_TOO_LARGE_S": "60"}, [error("InvalidParameter")]),
+        (
+            ALL_ON,
+            [
+                error("InvalidParameter" + " " * 5_000),
+                error("InvalidParameter", Set_Cookie="who=you"),
+                answers.respond_json(b"InvalidParameter", 400),
+                answers.respond_json(b'{"code":["InvalidParameter"]}', 400),
+            ],
+        ),
     ],
+    ids=["off", "on for others", "on"],
 )
-async def test_what_is_not_repeated(answer: Answer, env: dict[str, str]) -> None:
+async def test_what_is_not_repeated(env: dict[str, str], refusals: list[Answer]) -> None:
     async with (
-        RawUpstream(answer) as upstream,
+        RawUpstream(telling()) as upstream,
         ProxyProcess(dashscope_url=upstream.url, env=env) as proxy,
         await RawClient.connect(proxy.http_port) as client,
     ):
-        assert [(await ask(client, "a")).status for _ in range(2)] == [400, 400]
-        assert len(upstream.requests) == 2
+        for number, refusal in enumerate(refusals):
+            upstream.answer = refusal
+            assert [(await ask(client, f"text {number}")).status for _ in range(2)] == [400, 400]
+            assert len(upstream.requests) == 2 * (number + 1)

@@ -19,6 +19,7 @@ from tests.support import open_loop
 DECK = ("Redis killed, back empty", "upstream 500", "worker killed (SIGKILL)", "bypass on and off")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_short_soak_breaks_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.soak.soak.WARM_UP_S", 2.0)

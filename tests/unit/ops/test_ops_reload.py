@@ -154,7 +154,8 @@ def test_what_needs_a_restart_is_refused_by_name(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "number"), [(ALL_DIE, 1), pytest.param(1_001, 1, marks=pytest.mark.slow), (1_002, 2)]
+    ("lines", "number"),
+    [pytest.param(ALL_DIE, 1, marks=pytest.mark.slow), pytest.param(1_001, 1, marks=pytest.mark.slow), (1_002, 2)],
 )
 def test_workers_that_die_at_the_start_leave_the_old_ones_in_place(rig: Rig, lines: int, number: int) -> None:
     rig.write(lines=lines)
