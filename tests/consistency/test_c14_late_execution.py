@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.consistency.calls import PROTOCOLS, Call, Clients, Door, Protocol
-from tests.consistency.rig import BOB, CALM, FAULTY, Rig, all_warm, rig, through, wait_pending
+from tests.consistency.rig import BOB, CALM, FAULTY, SETTLE_S, Rig, all_warm, rig, through, wait_pending
 from tests.consistency.vendor import Vendor
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_server import RedisServer
@@ -60,7 +60,7 @@ async def _executed_late(made: Rig, name: str) -> None:
         for door in doors:
             answer = await door.ask(read)
             assert (answer.version, answer.is_hit) == (1, False)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(2 * SETTLE_S)  # the usual settling time has to pass: that it is over is what is tried
     made.vendor.put(name, 2)
     for door in doors:
         assert (await door.ask(read)).version == 2, (door.protocol, door.token)

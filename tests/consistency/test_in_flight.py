@@ -104,7 +104,7 @@ async def test_c2_what_is_acknowledged_but_not_visible_is_not_frozen_in(
                 seen.append((time.monotonic() - acknowledged_s, answer))
                 if answer.is_hit:
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # between two looks; the end is told by what they show
 
         async with asyncio.timeout(15):
             await asyncio.gather(*map(look, range(len(doors))))

@@ -12,6 +12,7 @@ from tests.faults.observed import settings, stats, stored
 from tests.faults.workload import Workload
 from tests.support.proxy_process import ProxyProcess
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 from tests.vendor_sim import ProcessSim
 
 Trouble = Callable[[RedisServer], AbstractAsyncContextManager[None]]
@@ -127,9 +128,9 @@ async def test_r10_what_was_on_its_way_when_the_switch_came_is_not_stored(
         Workload(proxy.http_url) as load,
         asyncio.TaskGroup() as group,
     ):
-        sim.configure(latency_ms=600)
+        sim.configure(latency_ms=1_000)
         asking = group.create_task(load.ask("on its way"))
-        await asyncio.sleep(0.2)
+        await wait_until(lambda: sim.texts_asked["on its way"] == 1, what="the vendor to have the request")
         await asyncio.to_thread(proxy.mode, "bypass")
         assert not asking.done()
         assert (await asking).is_right
@@ -160,8 +161,11 @@ async def test_r10_a_bypass_for_some_time_ends_by_itself(redis_server: RedisServ
         await load.warm_up()
         await asyncio.to_thread(proxy.mode, "bypass", for_s=0.5)
         assert not (await load.ask(load.texts[0])).is_cached
-        await asyncio.sleep(0.6)
-        assert (await load.ask(load.texts[0])).is_cached
+
+        async def is_over() -> bool:
+            return (await load.ask(load.texts[0])).is_cached
+
+        await wait_until(is_over, what="the end of the bypass")
 
 
 async def test_r10_a_bypass_outlives_a_restart(redis_server: RedisServer, sim: ProcessSim, data_dir) -> None:
@@ -229,7 +233,7 @@ async def test_max_age_and_min_fresh_are_kept_to(redis_server: RedisServer, sim:
     async with _serving(redis_server, sim) as load:
         await load.ask("known")
         await stored(redis_server, 1)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.2)  # an entry's age, which is told in whole seconds, is what is tried
         assert (await load.ask("known", Cache_Control="max-age=60")).is_cached
         assert (await load.ask("known", Cache_Control="min-fresh=60")).is_cached
         assert not (await load.ask("known", Cache_Control="max-age=1, only-if-cached")).is_right

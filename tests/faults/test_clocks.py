@@ -83,7 +83,7 @@ async def test_r16_no_entry_outlives_its_lifetime(
         await stored(redis_server, 1)
         stepped.step_s = step_s
         assert (await load.ask("filled meanwhile")).is_right
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.1)  # the lifetime itself has to pass, whatever the dates say
         # Its lifetime has passed, whatever the date: set since it was stored, or set right since.
         for text, now_step_s in (("lives a second", step_s), ("filled meanwhile", 0.0)):
             stepped.step_s = now_step_s

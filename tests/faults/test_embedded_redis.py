@@ -182,7 +182,8 @@ async def test_a_worker_that_dies_again_and_again_does_not_stop_the_other(sim: P
                 others = [pid for pid in proxy.worker_pids() if pid != steady]
                 for pid in others:
                     send_signal(pid, signal.SIGKILL)
-                await asyncio.sleep(0.7)
+                gone = {steady, *others}
+                await wait_until(lambda gone=gone: set(proxy.worker_pids()) - gone, what="its successor")  # type: ignore[misc]
         assert running.report.correct >= running.report.count - 15, running.report.summary()
         await wait_until(lambda: len(proxy.worker_pids()) == 2, 10.0, "both workers")
         assert steady in proxy.worker_pids()
