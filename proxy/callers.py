@@ -48,7 +48,7 @@ class Callers:
         return self._leases.has(owner)
 
     def known(self, request: Request, owner: bytes | None = None) -> bytes:
-        """The *owner*, or else who sends *request*, if the upstream has accepted it lately; empty for strangers."""
+        """The *owner*, or else the sender of *request*, if the upstream has accepted it lately; empty for strangers."""
         if owner is None:
             owner = self.owner(request, self._credential_of(request))
         return owner if self._leases.has(owner) else b""

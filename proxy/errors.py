@@ -99,7 +99,7 @@ class UpstreamError(ProxyError):
 
 
 def no_room() -> ProxyError:
-    """What is told to who would exceed the budget of bytes that are held (``core.held_bytes``)."""
+    """The error for a client that would exceed the budget of bytes that are held (``core.held_bytes``)."""
     return ProxyError(ErrorCode.TOO_MUCH_HELD, "the proxy holds too much that is not complete; try again", 503)
 
 

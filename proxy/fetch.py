@@ -281,9 +281,9 @@ class _Claimed:
 
 async def _landings(own: Trip[Landing] | None, others: Iterable[Trip[Landing]]) -> dict[Trip[Landing], Landing]:
     """
-    What came of each in time; nothing of the others if *own* brought no rows, as its end is the client's then.
+    Return each result that came in time; none of the others if *own* brought no rows, as its end is the client's then.
 
-    Who asked on its own account waits for that as long as it takes. A client that leaves gets off all of them.
+    A client that asked on its own account waits for that as long as it takes. A client that leaves gets off all.
     """
     trips = list(dict.fromkeys([*([own] if own is not None else []), *others]))
     landed: dict[Trip[Landing], Landing] = {}

@@ -241,7 +241,7 @@ class Flow:
         return answer
 
     async def _not_right(self, job: Job, landing: Landing) -> Answer:
-        """What a client gets when *landing* brought no rows: the answer to its own request, item for item."""
+        """The client's answer when *landing* brought no rows: the one to its own request, item for item."""
         outcome = job.outcome
         outcome.forget_hits()  # the answer will be the upstream's alone
         shown = await may_be_shown(job, landing)

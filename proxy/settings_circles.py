@@ -45,7 +45,7 @@ def _is_ours(address: str) -> bool:
 
 
 def _addresses_of(host: str) -> frozenset[str]:
-    """What the system makes of *host*, by its hosts file and DNS; nothing if that takes long."""
+    """The addresses of *host*, by the system's hosts file and DNS; none if that takes long."""
     found: set[str] = set()
 
     def look_up() -> None:

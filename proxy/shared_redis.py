@@ -1,4 +1,4 @@
-"""What settings mean for the Redis that processes share: how they recognise its data and each other."""
+"""The meaning of settings for the Redis that processes share: how they recognise its data and each other."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ LAYOUT = b"1"
 def incarnation(
     settings: Settings, secret: bytes, *, known: bytes = b"", monotonic: Callable[[], float] = time.monotonic
 ) -> Incarnation:
-    """What one process knows of Redis' data; *known* is the latest record that an earlier one left."""
+    """One process's knowledge of Redis' data; *known* is the latest record that an earlier one left."""
     return Incarnation(
         Names.under(settings.redis.key_prefix.encode("ascii")),
         # For the longer of both: the process that knew of a write of unknown outcome may have ended with Redis.
@@ -26,5 +26,5 @@ def incarnation(
 
 
 def fingerprint(secret: bytes) -> bytes:
-    """What tells deployments apart in Redis; a keyed hash, which tells nothing of *secret*."""
+    """The mark of a deployment in Redis; a keyed hash, which tells nothing of *secret*."""
     return item_key(Secret.derive(secret), b"fingerprint", LAYOUT).hex()[:32].encode("ascii")

@@ -1,9 +1,9 @@
 """
 Which of the upstream's answers a client is shown as it came: the one rule for all requests that are not quite its own.
 
-What goes up for a client may hold fewer items than it asked for, others' beside them, or one upstream's limit of them.
-The answer to such a request is raw material for rows and never an answer to anybody, with one exception: an error that
-is true for everybody.
+A request that goes up for a client may hold fewer items than it asked for, others' beside them, or one upstream's limit
+of them. The answer to such a request is raw material for rows and never an answer to anybody, with one exception: an
+error that is true for everybody.
 """
 
 from proxy.ask import Job, Landing

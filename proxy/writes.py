@@ -1,5 +1,5 @@
 """
-What changes something: forwarded once, with what hangs on it made stale before the upstream can act on it, and after.
+Writes are forwarded once; what hangs on them is made stale before the upstream can act on them, and after.
 
 Nobody voids by accident. Before, only for a credential that the upstream has accepted lately, and only when the last of
 the request is about to go out; after, unless the upstream refused it, knows no such thing, or never had all of it.
@@ -34,7 +34,7 @@ _EFFECTS = {
 
 _Ended = tuple[Answer | ProxyError, Verdict]
 """
-What the client is told, and what is to be thought of the write.
+The client's answer, and the verdict on the write.
 
 Our errors are returned, as an exception of a task that nobody awaits any more would be lost.
 """
@@ -134,7 +134,7 @@ class Writer:
 
 
 def _without_answer(error: ProxyError, *, is_whole: bool) -> Verdict:
-    """What is to be thought of a write that ended with an *error* of ours; *is_whole*: all of it was on its way."""
+    """The verdict on a write that ended with an *error* of ours; *is_whole*: all of it was on its way."""
     is_unseen = isinstance(error, ClientError) or (isinstance(error, UpstreamError) and error.is_unseen)
     return Verdict.UNKNOWN if is_whole and not is_unseen else Verdict.NOT_SENT
 

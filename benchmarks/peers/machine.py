@@ -34,7 +34,7 @@ class Placement(NamedTuple):
 
 
 def placed(cores: Sequence[int]) -> Placement:
-    """Who gets which of *cores*: four are wanted. With two, the server keeps its own, and wrk goes beside Redis."""
+    """Share out *cores*, of which four are wanted. With two, the server keeps its own, and wrk goes beside Redis."""
     server, other, *load = *map(str, cores), *[str(cores[-1])] * (len(cores) == 1)
     return Placement(server, other, ",".join(load) or other)
 

@@ -16,7 +16,7 @@ MOST_DEADLINES = 10
 SLICES = 10
 """How many slices a deadline has."""
 _LEAST_SLICE_S = 0.001
-"""What event loops' timers are exact to."""
+"""The resolution of event loops' timers."""
 
 
 class Slices:

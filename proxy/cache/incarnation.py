@@ -26,7 +26,7 @@ FINGERPRINT_MS = 60_000
 
 
 class Standing(enum.Enum):
-    """What a look at Redis has shown."""
+    """The result of a look at Redis."""
 
     SOUND = b"sound"
     STRANGER = b"stranger"
@@ -63,7 +63,7 @@ class Names(NamedTuple):
 
 class Incarnation:
     """
-    What one process knows of Redis' data.
+    One process's knowledge of Redis' data.
 
     *known* is the latest record that an earlier process left word of. *fingerprints* are those that may stand in Redis,
     our own first. *hold_ms* is for how long a new identity keeps everybody from keeping anything.
@@ -97,7 +97,7 @@ class Incarnation:
 
     @property
     def token(self) -> bytes:
-        """What entries and standings of now carry; empty while nothing is known for sure."""
+        """The token that entries and standings carry now; empty while nothing is known for sure."""
         return self._known[_TIME:_IDENTITY] if self._is_believed else b""
 
     @property
@@ -138,7 +138,7 @@ class Incarnation:
         )
 
     def heard(self, look: Look | None) -> None:
-        """What came of a look; ``None``: Redis is well and does not allow it."""
+        """Take in the result of a look; ``None``: Redis is well and does not allow it."""
         self.is_stranger = look is not None and look.standing is Standing.STRANGER
         if look is None or look.standing is not Standing.SOUND:
             self._is_believed = False

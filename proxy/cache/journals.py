@@ -71,7 +71,7 @@ class Claim:
 
 class NoClaim:
     """
-    What a worker has where no journal can be had: its folder is full, read-only or gone.
+    Stands in for a journal where none can be had: its folder is full, read-only or gone.
 
     Nothing of before is believed, as nobody can know what others have left untold. Writes go on; in strict mode, which
     promises that their effect outlives this process, they are refused.

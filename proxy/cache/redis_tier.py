@@ -101,7 +101,7 @@ class RedisTier:
     """
     Reads and writes sealed entries; every operation through *guard*.
 
-    What hangs on writes and refusals counts only under *incarnation*.
+    Entries and standings that writes or refusals can void count only under *incarnation*.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class RedisTier:
         self._on_rejected(failure_kind(error))
 
     def _heard(self, look: Look | None) -> None:
-        """What a look has shown."""
+        """Take in the result of a look."""
         self.incarnation.heard(look)
         if look is not None and look.role == b"slave":
             self._read_only()

@@ -29,7 +29,7 @@ _OPENED_BYTES = 4 << 20
 
 
 class Effect(enum.Enum):
-    """What a write does to what is known."""
+    """The effect of a write on stored answers."""
 
     NONE = enum.auto()
     """Nothing was changed."""

@@ -31,7 +31,7 @@ class CacheState(enum.StrEnum):
 
 
 class Subject(Protocol):
-    """What a request that may be answered from the cache is about; what of it is logged is for the log to choose."""
+    """The subject of a request that may be answered from the cache; the log chooses how much of it is written."""
 
     extent: tuple[str, str, str, tuple[tuple[str, ...], ...]]
     """Upstream, operation, model, scopes."""

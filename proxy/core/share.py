@@ -1,4 +1,4 @@
-"""Who sends a request, as far as it matters for a fair turn at an upstream."""
+"""The sender of a request, as far as it matters for a fair turn at an upstream."""
 
 import contextvars
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """
 WebSocket frames as they pass, one way: checked by their heads, and never gathered (RFC 6455 §5).
 
-What is sound goes on byte for byte, masks and compression included: those are the two ends' own affair. A message of
+Sound frames go on byte for byte, masks and compression included: those are the two ends' own affair. A message of
 any size takes no memory here. Only heads and control frames, of 139 bytes at most, wait until they are complete.
 """
 
@@ -54,7 +54,7 @@ class Frames:
 
     def passing(self, data: bytes) -> bytes:
         """
-        What may go on of *data* and of what was held back.
+        The bytes of *data*, and of those held back, that may go on.
 
         Raises:
             FrameError: with what may go on before the fault as its argument.

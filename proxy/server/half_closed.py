@@ -1,9 +1,9 @@
 """
 Clients that say that they send no more (FIN), and whether they still wait for their answer.
 
-Who has half-closed its connection and who has closed it look the same until something is sent: then one takes it, and
-the other's system answers with a reset. An interim answer (RFC 9110 §15.2) is what may be sent before the real one; a
-client of HTTP/1.0 knows none, so it is answered whether it is still there or not.
+A client that has half-closed its connection and one that has closed it look the same until something is sent: then one
+takes it, and the other's system answers with a reset. An interim answer (RFC 9110 §15.2) is what may be sent before the
+real one; a client of HTTP/1.0 knows none, so it is answered whether it is still there or not.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """
 How a request is delimited on its way up: the one place that says how long a body is, made of the body that is sent.
 
-What the client said of its body is not believed here, whether that came through, was named away, or is missing: an
+The client's word about its body is not believed here, whether that came through, was named away, or is missing: an
 upstream that reads one byte more or less than was written takes what follows for a request of its own.
 """
 

@@ -51,7 +51,7 @@ class Slots:
     *per_minute* requests at most begin in a minute, zero: any number. What was not used is kept for one second only,
     and the rest of a flush follows evenly: the vendor minds a sudden rise more than the sum.
 
-    What is *long* (an upload on its way, a WebSocket) leaves a quarter of the slots to others, at any time.
+    A *long* request (an upload on its way, a WebSocket) leaves a quarter of the slots to others, at any time.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Slots:
         self._serve()
 
     def end_long(self) -> None:
-        """What was long goes on like any other."""
+        """A request that was long goes on like any other."""
         self._long -= 1
         self._serve()
 
@@ -167,7 +167,7 @@ class Slots:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)
 
     def _next(self) -> _Place | None:
-        """Whose turn it is: who comes again, else who has least at the upstream; of those the first in line."""
+        """The next in turn: a sender that comes again, else that with least at the upstream; of those the first."""
         able = [place for place in self._line if self._may_begin(place)]
         if len(able) < 2 or self.inflight >= self._max_inflight:
             return able[0] if able else None
@@ -223,7 +223,7 @@ class Slot:
         self._is_long = place.is_long
 
     def shorten(self) -> None:
-        """What lasted as long as the client liked is over: the upload is complete."""
+        """The upload, which lasted as long as the client liked, is complete."""
         if self._is_long and self._slots is not None:
             self._is_long = False
             self._slots.end_long()

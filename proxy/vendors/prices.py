@@ -1,5 +1,5 @@
 """
-What the vendor charges, for an estimate of what hits have saved. A list price, not anybody's bill.
+The vendor's prices, for an estimate of the money that hits have saved. A list price, not anybody's bill.
 
 Source: the vendor's public model and price pages, dated 2024 to November 2026. CNY per 1,000 tokens, China (Beijing),
 ordinary calls; the batch interface costs half, other regions cost a few percent more.

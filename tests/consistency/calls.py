@@ -185,7 +185,7 @@ def _fields(call: Call, doc: str) -> dict[str, Any]:
 
 
 def grpc_answer(operation: str, status: int, marks: dict[str, str], body: bytes) -> Answer:
-    """What a call came to; *status* is 200 when it went well, else the gRPC code."""
+    """The answer of a call; *status* is 200 when it went well, else the gRPC code."""
     cache = marks.get("cache-status", "")
     if status != 200:
         return Answer("grpc", status, None, cache, None, {}, marks)

@@ -17,7 +17,7 @@ QUIET = {
     *("embedded_redis_ended", "redis_breaker_open", "redis_breaker_closed"),
     *("redis_not_usable", "redis_usable", "redis_went_back"),
 }
-"""What may be logged of its end: after an unclean one nothing that a write can make stale is believed."""
+"""The words that may be logged of its end: after an unclean one nothing that a write can make stale is believed."""
 
 
 def _redis_of(proxy: ProxyProcess) -> ProcessInfo | None:

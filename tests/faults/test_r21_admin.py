@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until_sync
 from tests.vendor_sim import ProcessSim
 
 FILES = 256
-"""What the supervisor may have open: a container's limit is larger, and reached as soon by who wants to."""
+"""The number of files that the supervisor may have open: a container's larger limit is reached as soon."""
 PATIENT_S = 60.0
 
 

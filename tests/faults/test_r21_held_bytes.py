@@ -60,7 +60,7 @@ class Rig:
 
 
 class Drop(asyncio.Protocol):
-    """What it is sent is counted in *taken* and not kept; *before* is told of the end."""
+    """Bytes that it is sent are counted in *taken* and not kept; *before* is told of the end."""
 
     def __init__(self, before: asyncio.BaseProtocol, taken: list[int]) -> None:
         self._before = before

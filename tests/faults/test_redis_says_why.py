@@ -1,4 +1,4 @@
-"""What keeps the proxy from Redis is told in the log, the ready line and by ``check --connect``: never a password."""
+"""Trouble with Redis is told in the log, the ready line and by ``check --connect``: never a password."""
 
 import asyncio
 import contextlib

@@ -74,7 +74,7 @@ def texts(prefix: str, seed: int) -> list[tuple[str, str]]:
 
 
 async def test_s16_what_another_tenant_has_costs_a_call_as_anything_else_does(redis_server: RedisServer) -> None:
-    """What is to be timed is the same work: one call each, and answers that differ in nothing but the text's own."""
+    """Both ways are timed at the same work: one call each, and answers that differ in nothing but the text's own."""
     async with (
         RawUpstream(telling()) as upstream,
         ProxyProcess(dashscope_url=upstream.url, redis_url=redis_server.url) as proxy,

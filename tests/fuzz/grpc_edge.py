@@ -159,7 +159,7 @@ class GrpcEdge:
         self.vendor.sim.clear()
 
     def summary(self) -> str:
-        """What it came to."""
+        """The figures of the run."""
         answers = f"{self.answers} answers judged, {self.hits} of them seen to be hits"
         return f"{self.inputs} inputs, {answers}, {self.forwarded} calls at the vendor"
 

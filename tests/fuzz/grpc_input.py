@@ -1,4 +1,4 @@
-"""What a hostile client of the gRPC port sends: HTTP/2 frames, good and bad; and a reader of the messages in them."""
+"""Input of a hostile client of the gRPC port: HTTP/2 frames, good and bad; and a reader of the messages in them."""
 
 import random
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ _MOST_PINGS = 40
 
 @dataclass(slots=True)
 class Input:
-    """What one connection sends, and the calls in it of which nothing was altered, by stream."""
+    """The bytes that one connection sends, and the calls in it of which nothing was altered, by stream."""
 
     data: bytes = PREFACE
     asked: dict[int, Call] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """
 Frames, good and bad, from both sides of a bridge: ``python -m tests.fuzz.websocket_bridge --seconds 60``.
 
-What may go on is told by a reader of our own, which is strict about frames (RFC 6455 §5). The other side must get the
+A strict reader of our own tells which bytes may go on (RFC 6455 §5). The other side must get the
 beginning of just that, byte for byte, and behind it perhaps a goodbye of the bridge itself, where a frame may stand.
 Both connections end, within the limits; a fresh one is answered rightly at once; and the log holds no traceback.
 """

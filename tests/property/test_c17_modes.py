@@ -30,7 +30,7 @@ REPLICAS = st.integers(0, 1)
 
 @dataclass(frozen=True)
 class Word:
-    """What an operator said, as the model remembers it."""
+    """An operator's order, as the model remembers it."""
 
     said: int
     mode: Mode

@@ -68,7 +68,7 @@ def naming(dialect: str, texts: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the upstream says of these texts."""
+    """The upstream's answer about these texts."""
 
     status: int
     body: bytes

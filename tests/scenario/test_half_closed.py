@@ -20,7 +20,7 @@ ANSWER = (
     b'{"output":{"embeddings":[{"text_index":0,"embedding":[0.5,0.25]}]},"usage":{"total_tokens":3},"request_id":"u"}'
 )
 TARGETS = ["/x", EMBEDDINGS, "/v1/collections/c/docs"]
-"""What passes, what is kept, what is a write."""
+"""One request that passes, one that is kept, and one that writes."""
 
 
 def question(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What hits have saved is told by model: at the model's own price, and as tokens alone where no price is known."""
+"""The savings by hits are told by model: at the model's own price, and as tokens alone where no price is known."""
 
 import json
 from collections.abc import AsyncIterator

@@ -112,7 +112,7 @@ ASKS = st.one_of(PLAIN, HANDSHAKES)
 
 @dataclass(frozen=True)
 class Parsed:
-    """What an upstream made of a request; *body* is ``None`` where it cannot tell."""
+    """A request as an upstream read it; *body* is ``None`` where it cannot tell."""
 
     method: str
     target: str

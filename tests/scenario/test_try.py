@@ -62,7 +62,7 @@ class Terminal:
         return text
 
     def read_some(self) -> str:
-        """What it has printed so far; nothing when it has ended."""
+        """The output so far; nothing when it has ended."""
         try:
             self._said += os.read(self._master, 65_536)
         except OSError:

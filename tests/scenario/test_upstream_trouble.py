@@ -38,7 +38,7 @@ class Rig:
     upstream: RawUpstream
     proxy: ProxyProcess
     plain_port: int
-    """What answers there does not speak TLS."""
+    """The server there does not speak TLS."""
 
     async def ask(self, host: str) -> tuple[int, bytes]:
         """Status and body of a request for the upstream of that name."""

@@ -367,7 +367,7 @@ def test_the_speech_synthesizers_websocket_passes(rig: Rig, monkeypatch: pytest.
 
 
 class HeardLive(OmniRealtimeCallback):
-    """What a realtime conversation's caller hears; the simulated vendor says what it is told."""
+    """The events that a realtime conversation's caller hears; the simulated vendor says what it is told."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []

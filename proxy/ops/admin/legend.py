@@ -1,4 +1,4 @@
-"""What the columns of ``dashcache stats`` mean."""
+"""The meaning of the columns of ``dashcache stats``."""
 
 COLUMNS: dict[str, str] = {
     "requests": "answered requests; totals are since the start of this proxy, and count replaced workers too",

@@ -31,7 +31,7 @@ _FAULTS = {
     "greater_than": "must be above {gt:g}",
     "less_than_equal": "must be at most {le:g}",
 }
-"""What pydantic calls a fault, and what a person is told."""
+"""Pydantic's name of a fault, and the words for a person."""
 
 Order = TypeVar("Order", bound=BaseModel)
 
@@ -154,7 +154,7 @@ def _mistake(kind: type[BaseModel], error: Any) -> str:  # noqa: ANN401  pydanti
 
 
 def _words(error: Any) -> str:  # noqa: ANN401  pydantic's dictionary
-    """What is wrong, in our words."""
+    """The fault in our own words."""
     kind, rule = error["type"], error.get("ctx", {})
     if kind == "value_error":
         return str(rule["error"])

@@ -1,4 +1,4 @@
-"""What hits have saved, in money: each model's tokens at its own price, and the tokens that have no known price."""
+"""The money that hits have saved: each model's tokens at its own price, and the tokens that have no known price."""
 
 from collections.abc import Mapping
 from typing import Any

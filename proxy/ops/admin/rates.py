@@ -34,7 +34,7 @@ Figures = dict[tuple[str, str], float]
 
 class Rates:
     """
-    What has come in the last minute and hour; *totals* are the counters of all workers since the start.
+    Counts the last minute and the last hour; *totals* are the counters of all workers since the start.
 
     Only growth is counted. Totals that fall (a worker's file was lost) make no rate negative, and hide nothing that
     came before or after.

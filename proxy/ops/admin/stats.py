@@ -102,7 +102,7 @@ def failing_since(totals: Totals, upstream: str) -> dict[str, int]:
 
 def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """
-    What holds for each upstream and those of its operations that have modes, and the rules that make it so.
+    The mode of each upstream and of those of its operations that have one, and the rules that make it so.
 
     ``waiting`` are rules that a later one stands before; some of them hold when that one ends.
     """

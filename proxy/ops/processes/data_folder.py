@@ -1,7 +1,7 @@
 """
 The data folder: who may use it, the key secret in it, and how files in it are replaced.
 
-What is kept there: ``lock``, ``key.secret`` (unless one is given), ``modes.json``, ``purges.json``, ``running.json``,
+It holds ``lock``, ``key.secret`` (unless one is given), ``modes.json``, ``purges.json``, ``running.json``,
 the workers' journals, and the embedded Redis' data.
 """
 

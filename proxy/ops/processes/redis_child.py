@@ -101,7 +101,7 @@ class RedisChild:
         return is_pong
 
     def lacks(self) -> list[str]:
-        """What does not work and costs no request, in words."""
+        """The parts that do not work and cost no request, in words."""
         return [] if self._is_saved else [f"{DATA_FILE}: not written; the cache does not outlive the embedded Redis"]
 
     async def _asked(self, within_s: float, command: bytes = b"PING") -> bytes:

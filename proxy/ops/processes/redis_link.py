@@ -63,13 +63,13 @@ class RedisLink:
         )
 
     async def evaluate(self, words: Sequence[bytes | str | int]) -> object:
-        """What the script says that EVAL is given as *words*, with its keys and arguments."""
+        """The answer of a script, which EVAL is given as *words* with its keys and arguments."""
         reply = await self.command("EVAL", *words)
         self.is_new = False
         return reply
 
     async def command(self, *words: bytes | str | int) -> object:
-        """What Redis says to *words*; also asked of a Redis that is another deployment's."""
+        """Redis' answer to *words*; also asked of a Redis that is another deployment's."""
 
         async def command() -> object:
             execute: Callable[..., Awaitable[object]] = self._redis.execute_command  # redis-py leaves it untyped

@@ -1,4 +1,4 @@
-"""What is wrong with Redis, to a person: in its own words where it has some, and never with a password."""
+"""The trouble with Redis, told to a person: in its own words where it has some, and never with a password."""
 
 import os
 import socket

@@ -45,7 +45,7 @@ def run(environ: Mapping[str, str]) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What is known of *error*; beside the system's own words nothing that may quote data."""
+    """The reason of *error*: the system's own words, and nothing that may quote data."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return type(error).__name__

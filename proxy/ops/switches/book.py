@@ -78,7 +78,7 @@ class Book(ABC, Generic[Value]):
             logger().warning(f"{self.form.name}_not_read", error=str(error))
 
     def lacks(self) -> list[str]:
-        """What is in force and not written down, in words."""
+        """The orders that are in force and not written down, in words."""
         return [] if self._is_written else [f"{self.path.name}: not written; a restart will forget it"]
 
     async def merge(self, others: Value) -> None:

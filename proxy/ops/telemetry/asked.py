@@ -1,5 +1,5 @@
 """
-What a request asked for, in words that may be logged.
+The subject of a request, in words that may be logged.
 
 Paths, models and collections are a client's text. Of a path only the vendors' own words are shown; a model or a
 collection only if it looks like a name, and not like a key.

@@ -1,7 +1,7 @@
 """
 The supervisor's side of the metrics: the folder with the workers' files, their sum, and gauges of its own.
 
-What dead workers counted is added up in memory, so that a worker that keeps dying leaves no files behind. The
+The counts of dead workers are added up in memory, so that a worker that keeps dying leaves no files behind. The
 supervisor reads files and maps none: on a full disk a map may end a process, see ``metric_space``.
 """
 
@@ -84,11 +84,11 @@ class MetricFiles:
             await asyncio.to_thread(self._summed.fold, pid)
 
     def environment(self) -> dict[str, str]:
-        """What tells a worker where to count."""
+        """The variable that tells a worker where to count."""
         return {METRICS_VARIABLE: str(self.directory)} if self.directory is not None else {}
 
     def lacks(self, pids: Collection[int]) -> list[str]:
-        """What is not in these metrics, in words; *pids* are the workers that serve."""
+        """The parts that these metrics lack, in words; *pids* are the workers that serve."""
         if self.directory is None:
             return ["metrics of all workers: no folder can be written"]
         files = {pid: [self.directory / f"{kind}_{pid}.db" for kind in _KINDS] for pid in pids}

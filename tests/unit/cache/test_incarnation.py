@@ -27,7 +27,7 @@ HOLD_MS = 100
 
 
 class Process:
-    """What one process knows, and its way to Redis."""
+    """One process's knowledge, and its way to Redis."""
 
     def __init__(self, server: RedisServer, known: bytes = b"", prints: tuple[bytes, ...] = ()) -> None:
         self.server, self.news = server, list[str]()

@@ -24,7 +24,7 @@ def frame(first: int, content: bytes, *, is_masked: bool = False) -> bytes:
 
 
 def through(data: bytes, cuts: list[int], **options: bool) -> tuple[bytes, bool]:
-    """What went on, and whether all was sound."""
+    """The bytes that went on, and whether all was sound."""
     frames = Frames(**{"is_masked": False, "is_extended": False} | options)
     passed, start = b"", 0
     for end in [*cuts, len(data)]:

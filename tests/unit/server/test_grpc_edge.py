@@ -246,7 +246,7 @@ async def test_metadata_passes_downwards_before_and_after_the_message() -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT])
 async def test_trailers_in_bin_pass_but_for_those_of_the_transport(code: Any) -> None:
-    """What carries an error's details (google.rpc.Status) begins with ``grpc-`` too."""
+    """The trailer with an error's details (google.rpc.Status) begins with ``grpc-`` too."""
     applications = (("grpc-status-details-bin", b"\x08\x03\x12\xff"), ("grpc-new-bin", b"\x00"), ("x-bin", b"\xfe"))
 
     async def handler(message: bytes, context: Any) -> bytes:
