@@ -1,5 +1,6 @@
 """Fixtures that every kind of test may ask for; whatever needs options is made in the test itself, with `with`."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ settings.load_profile("patient")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", action="store_true", help="only the tests named after a promise, the slow ones too")
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist nobody asks
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a test waits for processes and clocks for more than half of its time."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
