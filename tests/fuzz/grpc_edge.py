@@ -201,7 +201,7 @@ async def fuzz(seconds: float, seed: int) -> GrpcEdge:
                 await edge.one_input(random.Random(f"{seed}-{edge.inputs}"))
                 if edge.inputs % 500 == 0:
                     edge.check_whole()
-            except AssertionError:
+            except (AssertionError, TimeoutError):
                 print(f"input {edge.inputs} of seed {seed}", flush=True)
                 raise
         edge.check_whole()
