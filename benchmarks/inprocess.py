@@ -5,14 +5,14 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from proxy import app
 from proxy.core.listening import Port
 from proxy.core.modes import Mode
 from proxy.core.outcome import Outcome, Repeats
 from proxy.core.ports import Clock
 from proxy.core.trouble import Trouble
-from proxy.data_ports import listen
-from proxy.settings import Settings
+from proxy.settings.model import Settings
+from proxy.worker import build
+from proxy.worker.ports import listen
 
 
 class AlwaysOn:
@@ -90,10 +90,10 @@ class Recorder:
 @contextlib.asynccontextmanager
 async def serving(
     settings: Settings, redis_url: str | None, clock: Clock
-) -> AsyncIterator[tuple[int, app.Worker, Recorder]]:
+) -> AsyncIterator[tuple[int, build.Worker, Recorder]]:
     """A worker that serves on a free port until the block ends: its port, its parts, what it observed."""
     recorder = Recorder()
-    async with app.built(settings, b"benchmark", redis_url, AlwaysOn(), recorder, clock=clock) as worker:
+    async with build.built(settings, b"benchmark", redis_url, AlwaysOn(), recorder, clock=clock) as worker:
         runner = await listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
         try:
             yield runner.addresses[0][1], worker, recorder

@@ -52,12 +52,12 @@ class _Line(asyncio.Transport):
 async def _workload() -> None:
     """Answer hits, phase by phase, each when a line comes on standard input; says when it is done."""
     from benchmarks.peers.content import TARGET, answer, body, text  # noqa: PLC0415
-    from proxy import app, data_ports  # noqa: PLC0415
+    from proxy.control.live import LiveModes  # noqa: PLC0415
     from proxy.core.listening import Port  # noqa: PLC0415
-    from proxy.ops.switches.live import LiveModes  # noqa: PLC0415
-    from proxy.ops.telemetry import log_output  # noqa: PLC0415
-    from proxy.ops.telemetry.log import Observer  # noqa: PLC0415
-    from proxy.settings import Settings  # noqa: PLC0415
+    from proxy.settings.model import Settings  # noqa: PLC0415
+    from proxy.telemetry import log_output  # noqa: PLC0415
+    from proxy.telemetry.observer import Observer  # noqa: PLC0415
+    from proxy.worker import build, ports  # noqa: PLC0415
 
     # The upstream's own work is not what is to be counted.
     prepared = {asked: answer(asked) for number in range(_WARM + _COUNTED["miss"]) if (asked := body([text(number)]))}
@@ -76,8 +76,8 @@ async def _workload() -> None:
     origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     settings = Settings(dashscope_url=origin, data_dir=Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     log_output.configure(settings.log, "worker-1", os.open(os.devnull, os.O_WRONLY))
-    async with app.built(settings, b"secret", None, LiveModes(settings.start), Observer.of(settings)) as worker:
-        port = await data_ports.listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
+    async with build.built(settings, b"secret", None, LiveModes(settings.start), Observer.of(settings)) as worker:
+        port = await ports.listen(settings, worker.front, Port("http", "", "127.0.0.1", 0))
         line, connection = _Line(), port.server()
         connection.connection_made(line)
         content = body([text(0)])

@@ -19,11 +19,11 @@ import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.connection import DefaultParser
 
-from proxy.cache.commands import values
-from proxy.cache.guard import Guard
-from proxy.cache.pipe import Pipe
-from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.core.tasks import Tasks
+from proxy.cache.redis.breaker import Guard
+from proxy.cache.redis.commands import values
+from proxy.cache.redis.pipe import Pipe
+from proxy.cache.redis.tier import FAILURES, RedisTier
+from proxy.runtime.tasks import Tasks
 from tests.support.redis_server import RedisServer
 
 Get = Callable[[bytes], Awaitable[bytes | None]]
@@ -69,7 +69,7 @@ async def valkey_glide(port: int) -> AsyncIterator[Get]:
 
 @contextlib.asynccontextmanager
 async def pipe(port: int) -> AsyncIterator[Get]:
-    """``proxy.cache.pipe`` alone."""
+    """``proxy.cache.redis.pipe`` alone."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     line = Pipe(
         writer,

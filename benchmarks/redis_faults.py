@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 from tests.faults.observed import CLOSED, OPENED, events
 from tests.faults.redis_tap import RedisTap
 from tests.faults.workload import Running, Workload

@@ -34,10 +34,10 @@ import orjson
 from benchmarks.inprocess import Recorder, serving
 from benchmarks.profiles import FIELDS, SIDES, Profile, everybody, popularity
 from benchmarks.seed_workload import HEADERS, MODEL, PATH
-from proxy.app import Worker
 from proxy.core.outcome import CacheState
 from proxy.core.ports import Clock
-from proxy.settings import Redis, Settings, Vector
+from proxy.settings.model import Redis, Settings, Vector
+from proxy.worker.build import Worker
 from tests.support.clock import FakeClock
 from tests.support.redis_server import RedisServer
 from tests.vendor_sim import vector

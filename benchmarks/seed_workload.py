@@ -18,7 +18,7 @@ import orjson
 from benchmarks.inprocess import serving
 from benchmarks.profiles import popularity
 from proxy.core.ports import Clock
-from proxy.settings import Redis, Settings
+from proxy.settings.model import Redis, Settings
 from tests.support.clock import FakeClock
 from tests.support.redis_server import RedisServer
 from tests.vendor_sim import vector

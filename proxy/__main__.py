@@ -4,10 +4,10 @@ import sys
 
 
 def _worker() -> int:
-    from proxy.ops.processes.process import load_sparingly  # noqa: PLC0415
+    from proxy.runtime.process import load_sparingly  # noqa: PLC0415
 
     load_sparingly()
-    from proxy.ops.processes.worker import main  # noqa: PLC0415
+    from proxy.worker.process import main  # noqa: PLC0415
 
     return main()
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from proxy.errors import ConfigError
-from proxy.near import near
+from proxy.core.errors import ConfigError
+from proxy.settings.near import near
 
 if TYPE_CHECKING:
-    from proxy.ops.settle_report import Report
+    from proxy.tools.settle_report import Report
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -79,12 +79,12 @@ def run() -> None:
 
     Ctrl-C or SIGTERM drains and ends it, SIGHUP reloads its settings.
     """
-    from proxy.ops.processes.process import forget_metrics_directory, load_sparingly  # noqa: PLC0415
+    from proxy.runtime.process import forget_metrics_directory, load_sparingly  # noqa: PLC0415
 
     forget_metrics_directory()
     load_sparingly()
-    from proxy.ops.processes.start import RunFailedError  # noqa: PLC0415  only after the lines above
-    from proxy.ops.processes.start import run as run_supervisor  # noqa: PLC0415
+    from proxy.supervisor.start import RunFailedError  # noqa: PLC0415  only after the lines above
+    from proxy.supervisor.start import run as run_supervisor  # noqa: PLC0415
 
     try:
         run_supervisor(os.environ)
@@ -105,7 +105,7 @@ def try_out() -> None:
     listens on DASHCACHE_HTTP_LISTEN and DASHCACHE_ADMIN_LISTEN, or on their defaults; no other setting of yours, and
     neither your data folder nor your Redis, is used. Ctrl-C ends it.
     """
-    from proxy.ops import try_out  # noqa: PLC0415
+    from proxy.tools import try_out  # noqa: PLC0415
 
     try:
         status = try_out.run(os.environ)
@@ -122,10 +122,10 @@ def check(*, connect: bool) -> None:
 
     Status 2: there are mistakes in them, and every one is shown.
     """
-    from proxy.ops.processes.data_folder import secret_of_own  # noqa: PLC0415
-    from proxy.settings_circles import circles  # noqa: PLC0415
-    from proxy.settings_explain import explain  # noqa: PLC0415
-    from proxy.settings_source import load_with_sources  # noqa: PLC0415
+    from proxy.runtime.data_folder import secret_of_own  # noqa: PLC0415
+    from proxy.settings.circles import circles  # noqa: PLC0415
+    from proxy.settings.explain import explain  # noqa: PLC0415
+    from proxy.settings.load import load_with_sources  # noqa: PLC0415
 
     try:
         loaded = load_with_sources(os.environ)
@@ -135,7 +135,7 @@ def check(*, connect: bool) -> None:
     for warning in (*loaded.warnings, *circles(loaded.settings)):
         click.echo(f"warning: {warning}", err=True)
     if connect:
-        from proxy.ops.redis_check import redis_trouble  # noqa: PLC0415
+        from proxy.tools.redis_check import redis_trouble  # noqa: PLC0415
 
         if loaded.settings.redis.url is None:
             click.echo("redis: none is configured, so the proxy starts one of its own")
@@ -249,8 +249,8 @@ def stats(*, as_json: bool, admin: str | None) -> None:
 
     Below the table stands what each column means.
     """
-    from proxy.ops.admin.legend import LEGEND  # noqa: PLC0415
-    from proxy.ops.admin.table import table  # noqa: PLC0415
+    from proxy.admin.legend import LEGEND  # noqa: PLC0415
+    from proxy.admin.table import table  # noqa: PLC0415
 
     _, document = _ask(admin, "GET", "/v1/stats")
     click.echo(json.dumps(document, indent=2) if as_json else f"{table(document)}\n\n{LEGEND}")
@@ -315,7 +315,7 @@ def settle_probe(*, as_json: bool, metrics_file: Path | None, **options: Any) ->
     Status 0: measured, with a warning when the configured vector.settle_s is shorter. 1: could not be measured.
     2: mistakes in use or in the settings.
     """
-    from proxy.ops import settle_report  # noqa: PLC0415
+    from proxy.tools import settle_report  # noqa: PLC0415
 
     outcome = _measured(**options)
     click.echo(settle_report.as_json(outcome) if as_json else settle_report.table(outcome))
@@ -331,10 +331,10 @@ def settle_probe(*, as_json: bool, metrics_file: Path | None, **options: Any) ->
 def _measured(
     *, url: str | None, collection: str, rounds: int, sightings: int, timeout: float, interval: float
 ) -> "Report":
-    from proxy.ops.settle_probe import Plan, ProbeError  # noqa: PLC0415
-    from proxy.ops.settle_report import report  # noqa: PLC0415
-    from proxy.ops.settle_vendor import checked_target, measure  # noqa: PLC0415
-    from proxy.settings_source import load  # noqa: PLC0415
+    from proxy.settings.load import load  # noqa: PLC0415
+    from proxy.tools.settle_probe import Plan, ProbeError  # noqa: PLC0415
+    from proxy.tools.settle_report import report  # noqa: PLC0415
+    from proxy.tools.settle_vendor import checked_target, measure  # noqa: PLC0415
 
     try:
         settings = load(os.environ)
@@ -393,7 +393,7 @@ def _ask(
     timeout_s: float = _ADMIN_TIMEOUT_S,
 ) -> tuple[int, dict[str, Any]]:
     """The status and the document that the admin API answers; ends the program when it cannot be had."""
-    from proxy.ops.admin.client import NoAnswerError, ask  # noqa: PLC0415
+    from proxy.admin.client import NoAnswerError, ask  # noqa: PLC0415
 
     try:
         return ask(method, path, body, accept, environ=os.environ, admin=admin, timeout_s=timeout_s)

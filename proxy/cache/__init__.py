@@ -1,1 +1,1 @@
-"""Where rows are kept: the memory tier, the Redis tier, their stored form; knows no vendor and no HTTP."""
+"""Where answers are kept: in memory, in Redis, and on their way there. What they mean is the vendors' business."""

@@ -11,8 +11,8 @@ import enum
 import secrets
 from collections.abc import Iterable, Sequence
 
-from proxy.cache.redis_tier import RedisTier
-from proxy.core.tasks import Tasks
+from proxy.cache.redis.tier import RedisTier
+from proxy.runtime.tasks import Tasks
 
 _RENEWALS = 3  # in one lease, so that one of them may be late
 

@@ -12,7 +12,7 @@ import zlib
 
 import orjson
 
-from proxy.cache.numbers import Form, Unreadable, pack, unpack
+from proxy.cache.vector_packing import Form, Unreadable, pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 
 Landing = TypeVar("Landing")
 

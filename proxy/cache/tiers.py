@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from proxy.cache.codec import Codec, Rejected
 from proxy.cache.memory import MemoryTier
-from proxy.cache.redis_tier import RedisTier
+from proxy.cache.redis.tier import RedisTier
 from proxy.core.answer import nothing
 from proxy.core.entry import Entry
 from proxy.core.found import Found
-from proxy.core.heavy import Heavy
-from proxy.core.tasks import Tasks
 from proxy.core.telemetry import Telemetry
+from proxy.runtime.offload import Heavy
+from proxy.runtime.tasks import Tasks
 
 
 class Tiers:

@@ -1,1 +1,1 @@
-"""Values and decisions of the cache: no input or output, no clock, nothing third-party."""
+"""Values and pure decisions: what all other rooms speak in. No socket, no clock, no thread, nothing third-party."""

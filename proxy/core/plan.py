@@ -240,7 +240,7 @@ class Adapter(Protocol):
         """A reason to pass that the headers alone give, so that the body can stream."""
 
     def weight(self, body: bytes) -> int:
-        """How many bytes of plain text would take about as long to plan as *body*; see ``core.heavy``."""
+        """How many bytes of plain text would take about as long to plan as *body*; see ``runtime.offload``."""
 
     def plan(self, request: Request) -> Read | Pass:
         """What to do with *request*, which is no write and whose body is there."""

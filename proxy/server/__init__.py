@@ -1,1 +1,1 @@
-"""How clients' bytes become requests and answers become bytes again; calls ``flow`` and decides nothing itself."""
+"""How requests come in and answers go out, over HTTP and gRPC. What the answer is, ``request`` decides."""

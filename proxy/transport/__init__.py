@@ -1,1 +1,1 @@
-"""How requests reach an upstream and how its answers come back; knows no vendor and no cache."""
+"""How requests reach an upstream, and how its answers come back. Decides nothing."""

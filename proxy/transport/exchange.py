@@ -16,9 +16,9 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
 from proxy.core.answer import Body
+from proxy.core.errors import ClientError, ErrorCode, UpstreamError
 from proxy.core.request import HeaderLines, Request
 from proxy.core.trouble import Trouble
-from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import Connections
 from proxy.transport.framing import Framed
 

@@ -26,11 +26,11 @@ import grpc.aio
 
 from proxy.core import loops
 from proxy.core.answer import Body
+from proxy.core.errors import ClientError, ErrorCode, UpstreamError
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request
 from proxy.core.share import NOBODY, SHARE
 from proxy.core.trouble import Trouble
-from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.slots import Slots
 
 logging.getLogger("grpc").propagate = False  # faults of ours are told to the observer; the rest quotes calls

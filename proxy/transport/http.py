@@ -19,11 +19,11 @@ from yarl import URL
 
 from proxy.core import loops
 from proxy.core.answer import Body
+from proxy.core.errors import ClientError, ErrorCode, UpstreamError
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines, Request, end_to_end
 from proxy.core.share import NOBODY, SHARE
 from proxy.core.trouble import Trouble
-from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport.connections import WANTS_FRESH, Connections
 from proxy.transport.exchange import MAX_BYTES, Exchange, Received
 from proxy.transport.framing import Framed, framed

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.share import NOBODY, Share
-from proxy.errors import ErrorCode, UpstreamError
 
 QUEUE_FULL, QUEUE_WAIT = "queue-full", "queue-wait"
 """Why a request was refused: too many waited already, or it had waited long enough."""

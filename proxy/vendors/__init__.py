@@ -1,1 +1,5 @@
-"""What the vendors' requests and answers mean, one file per operation; pure: no clock, no socket, no store."""
+"""
+What the vendors' APIs mean: what can be answered from the cache, in which items, how answers are split and joined.
+
+There is no network here. Each vendor has a folder.
+"""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from proxy.core.errors import ClientError, ErrorCode
 from proxy.core.request import HeaderLines
-from proxy.errors import ClientError, ErrorCode
-from proxy.vendors import dashvector
+from proxy.vendors.dashvector import common as dashvector
 
 _VENDOR_DOMAIN = ".aliyuncs.com"
 

@@ -3,7 +3,7 @@
 import orjson
 
 from proxy.core.request import HeaderLines
-from proxy.vendors import dashvector
+from proxy.vendors.dashvector import common as dashvector
 
 _OPENAI_STYLE = ("/compatible-mode/", "/compatible-api/")
 _UNKNOWN = -999

@@ -16,7 +16,7 @@ _END = re.compile(rb"[ \t\r\n]*\}[ \t\r\n]*")
 
 
 def weight(body: bytes) -> int:
-    """How many bytes of plain text would take about as long as the answer *body*; see ``core.heavy``."""
+    """How many bytes of plain text would take about as long as the answer *body*; see ``runtime.offload``."""
     return len(body) + _MEMBER_WEIGHT * body.count(b":")
 
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from proxy.core.plan import Adapter
 from proxy.core.request import HeaderLines, Request
-from proxy.vendors import dashscope, dashvector, headers
-from proxy.vendors.dashvector_grpc import DashVectorGrpc
-from proxy.vendors.dashvector_http import DashVectorHttp
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
+from proxy.vendors import headers
+from proxy.vendors.dashscope import common as dashscope
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
+from proxy.vendors.dashvector import common as dashvector
+from proxy.vendors.dashvector.over_grpc import DashVectorGrpc
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 
 IDENTITY = frozenset((*dashscope.CREDENTIALS, *dashvector.CREDENTIALS))
 """Names (lower case) of the lines that say who is asking, whoever the vendor is."""

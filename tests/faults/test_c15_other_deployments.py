@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from proxy.cache.incarnation import FINGERPRINT_MS
+from proxy.cache.invalidation.incarnation import FINGERPRINT_MS
 from tests.faults.test_c13_redis_went_back import ENV as QUICK
 from tests.faults.test_c13_redis_went_back import TOKEN, Vendor
 from tests.scenario.telling import NATIVE, bearer, native, post, state, telling

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.inprocess import serving
 from proxy.core.ports import Clock
-from proxy.settings import Breaker, Lifetimes, Memory, Redis, Settings
+from proxy.settings.model import Breaker, Lifetimes, Memory, Redis, Settings
 from tests.faults.observed import stored
 from tests.faults.redis_tap import RedisTap
 from tests.faults.workload import Workload

@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 import grpc
 import grpc.aio
 
-from proxy.vendors._pb import wire
+from proxy.vendors.dashvector._pb import wire
 
 SECRET = "one secret for all replicas"
 LINES = bearer("sk-hang")

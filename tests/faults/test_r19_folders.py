@@ -184,7 +184,7 @@ def test_r19_a_start_that_fails_says_why(data_dir: Path, options: str, said: str
 
 def test_r19_a_run_that_fails_otherwise_says_why(data_dir: Path) -> None:
     broken = """
-import asyncio, proxy.ops.processes.start as start
+import asyncio, proxy.supervisor.start as start
 from proxy.cli import main
 async def broken(*_):
     raise OSError(28, "No space left on device", "/somewhere")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.vendors._pb import wire
+from proxy.vendors.dashvector._pb import wire
 from tests.faults.observed import settings
 from tests.support import answers
 from tests.support.gate import Gate

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from proxy.cache import scripts
-from proxy.ops.redis_check import rights
+from proxy.cache.redis import scripts
+from proxy.tools.redis_check import rights
 from tests.scenario.telling import NATIVE, bearer, native, post, telling
 from tests.support.proxy_process import PASSED_ON, ROOT, ProxyProcess
 from tests.support.raw_upstream import RawUpstream

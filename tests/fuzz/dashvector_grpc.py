@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 
 from proxy.core.plan import NotStorable, Pass
 from proxy.core.request import GRPC, Request
-from proxy.vendors.dashvector import VectorRead
-from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector.common import VectorRead
+from proxy.vendors.dashvector.over_grpc import SERVICE, DashVectorGrpc
 from tests.fuzz.dashvector_http import LIMIT, SAMPLES
 from tests.fuzz.mutation import message_changed
 from tests.fuzz.oracles import OURS, Meanings, keys_of, stored

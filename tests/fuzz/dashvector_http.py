@@ -15,8 +15,8 @@ from typing import Any
 
 from proxy.core.plan import NotStorable, Pass
 from proxy.core.request import Request
-from proxy.vendors.dashvector import VectorRead
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.vendors.dashvector.common import VectorRead
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import OURS, Meanings, Spelled, keys_of, loaded, stored, told
 

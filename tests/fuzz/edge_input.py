@@ -3,7 +3,7 @@
 import json
 import random
 
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
 
 _METHODS = (
     b"GET",

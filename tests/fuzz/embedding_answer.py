@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from proxy.core.plan import NotStorable
-from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
+from proxy.vendors.dashscope.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, AnswerForm, Asked, join, split
 from tests.fuzz.embedding_request import SAMPLES
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import OURS, Spelled, loaded, stored, told

@@ -14,7 +14,7 @@ from typing import Any
 
 from proxy.core.plan import Pass
 from proxy.core.request import Request
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, Dialect, EmbeddingAdapter, EmbeddingRead
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, Dialect, EmbeddingAdapter, EmbeddingRead
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import HEADERS, OURS, Meanings, Spelled, keys_of, loaded, stored, told
 

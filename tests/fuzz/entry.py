@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import orjson
 
 from proxy.cache.codec import _HEADER, FORMAT_VERSION, Codec, Rejected, _squeeze
-from proxy.cache.numbers import pack, unpack
+from proxy.cache.vector_packing import pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import authentication_tag
 from tests.fuzz.embedding_request import SAMPLES

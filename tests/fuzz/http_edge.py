@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
 from tests.fuzz.edge_input import drawn
 from tests.fuzz.embedding_request import answer_of
 from tests.fuzz.oracles import loaded, told

@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-from proxy.vendors._pb import wire
+from proxy.vendors.dashvector._pb import wire
 from tests.fuzz.oracles import Spelled, loaded
 
 _NUMBERS = (

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
 from tests.fuzz.embedding_request import answer_of
 from tests.fuzz.oracles import loaded, told
 from tests.scenario.wire_rig import WireRig, wire_rig

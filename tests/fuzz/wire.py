@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
-from proxy.vendors._pb import wire
-from proxy.vendors._pb.wire import BYTES, Malformed
-from proxy.vendors.dashvector_grpc import _READS
+from proxy.vendors.dashvector._pb import wire
+from proxy.vendors.dashvector._pb.wire import BYTES, Malformed
+from proxy.vendors.dashvector.over_grpc import _READS
 from tests.fuzz.dashvector_grpc import READS, _searches, told_of
 from tests.fuzz.dashvector_http import SAMPLES
 from tests.fuzz.mutation import message_changed

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from structlog.testing import capture_logs
 
+from proxy.control.live import LiveModes, decode, encode
+from proxy.control.modes import ModeBook
+from proxy.control.order_store import Reached
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.switches.book import Reached
-from proxy.ops.switches.live import LiveModes, decode, encode
-from proxy.ops.switches.modes import ModeBook
-from proxy.settings import Start
+from proxy.settings.model import Start
 
 UPSTREAMS = ("dashscope", "dashvector")
 OPERATIONS = ("embedding", "vector-query")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from proxy.core.jsontext import Number
 from proxy.core.request import GRPC, Request
-from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.vendors.dashvector.over_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 from tests.fuzz import dashvector_grpc, dashvector_http, wire
 from tests.fuzz.mutation import json_changed, message_changed
 from tests.fuzz.oracles import Meanings, keys_of

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import jsontext
-from proxy.vendors.shares import shares
+from proxy.vendors.apportion import shares
 from tests.unit.vendors.exchanges import compatible, keys, native, read
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.request import Request
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from tests.fuzz import embedding_request
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import HEADERS, Meanings, keys_of

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proxy.cache.codec import Codec
-from proxy.cache.generations import Generations, Journal
+from proxy.cache.invalidation.generations import Generations, Journal
+from proxy.cache.invalidation.tier import Effect, VoidableTier
 from proxy.cache.tiers import Found
-from proxy.cache.voidable import Effect, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.guarded_store import Store
 
 CODEC = Codec(Secret.derive(b"deployment"), 1 << 20)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.cache.codec import Codec, Rejected
-from proxy.cache.numbers import Form, Unreadable, pack, unpack
+from proxy.cache.vector_packing import Form, Unreadable, pack, unpack
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
 

@@ -12,7 +12,7 @@ from benchmarks.peers.content import DIMENSION, OPENAI_TARGET, TEXTS, answer, bo
 from benchmarks.peers.crowd import latencies_ms
 from benchmarks.peers.load import one_by_one_ms, scripts, wrk
 from benchmarks.peers.machine import OTHER_CORE, PLACED, free_port, placed, process, python
-from proxy.cache.numbers import Form, pack
+from proxy.cache.vector_packing import Form, pack
 from tests.support.proxy_process import ProxyProcess
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from proxy.ops.admin.table import table
+from proxy.admin.table import table
 from tests.scenario.telling import NATIVE, bearer, native, post, state, telling
 from tests.scenario.wire_rig import WireRig, wire_rig
 from tests.support.waiting import wait_until

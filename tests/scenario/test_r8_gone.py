@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.inprocess import serving
-from proxy.app import Worker
 from proxy.core.ports import SYSTEM_CLOCK
-from proxy.settings import Settings
+from proxy.settings.model import Settings
+from proxy.worker.build import Worker
 from tests.scenario.wire_rig import WireRig
 from tests.support import answers, wire
 from tests.support.gate import Gate

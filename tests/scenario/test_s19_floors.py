@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ops.processes import floors
+from proxy.supervisor import floors
 from tests.support.proxy_process import COMMAND, ProxyProcess, ProxyStartError
 
 ROOT = Path(__file__).parents[2]

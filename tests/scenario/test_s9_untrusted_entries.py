@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from proxy.cache import codec
-from proxy.cache.numbers import Form
+from proxy.cache.vector_packing import Form
 from proxy.core.entry import Entry
 from proxy.core.key import TAG_BYTES, Secret, authentication_tag
 from tests.scenario.telling import NATIVE, bearer, heard, native, state, telling, told

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
-from proxy.ops import try_out
+from proxy.tools import try_out
 from tests.support.child import descendants, process_state
 from tests.support.proxy_process import PASSED_ON, ROOT
 from tests.support.waiting import LONG_S, wait_until_sync

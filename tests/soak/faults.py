@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
 from tests.consistency.calls import PROTOCOLS
 from tests.soak.history import Excuse, History, Trouble
 from tests.soak.rig import WORKERS, Rig

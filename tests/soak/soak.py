@@ -131,7 +131,9 @@ def _of_processes(made: Rig) -> list[str]:
 
 def _is_told_of_b(line: Record) -> bool:
     """Whether replica B is to log this error. A write whose journal has no room goes on, and is said to do so."""
-    is_journal = line.get("error") == "OSError" and str(line.get("where")).startswith("proxy/cache/generations.py")
+    is_journal = line.get("error") == "OSError" and str(line.get("where")).startswith(
+        "proxy/cache/invalidation/generations.py"
+    )
     return line.get("event") in TOLD_OF_B or (line.get("event") == "background_failed" and is_journal)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import ConfigError
-from proxy.settings_source import load
+from proxy.core.errors import ConfigError
+from proxy.settings.load import load
 
 HOME = {"HOME": "/home/somebody"}
 

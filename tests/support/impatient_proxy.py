@@ -7,7 +7,7 @@ The real proxy, with another patience for children that hang: ``python -m tests.
 import asyncio
 import os
 
-from proxy.ops.processes.process import forget_metrics_directory
+from proxy.runtime.process import forget_metrics_directory
 
 PATIENCE = "TESTS_PATIENCE"
 
@@ -15,10 +15,10 @@ PATIENCE = "TESTS_PATIENCE"
 def main() -> None:
     """Run until told to end."""
     forget_metrics_directory()
-    from proxy.ops.processes.silence import Patience  # noqa: PLC0415  only after the line above
-    from proxy.ops.processes.supervisor import Supervisor  # noqa: PLC0415
-    from proxy.ops.telemetry.log_output import configure  # noqa: PLC0415
-    from proxy.settings_source import config_folder, load  # noqa: PLC0415
+    from proxy.settings.load import config_folder, load  # noqa: PLC0415
+    from proxy.supervisor.silence import Patience  # noqa: PLC0415  only after the line above
+    from proxy.supervisor.supervisor import Supervisor  # noqa: PLC0415
+    from proxy.telemetry.log_output import configure  # noqa: PLC0415
 
     environ = dict(os.environ)
     patience = Patience(*map(float, environ.pop(PATIENCE).split()))

@@ -18,14 +18,14 @@ from proxy.core.held_bytes import HeldBytes
 from proxy.core.outcome import CacheState, Outcome, Repeats
 from proxy.core.ports import SYSTEM_CLOCK
 from proxy.core.request import Head, HeaderLines, Request
-from proxy.server.body import Patience
-from proxy.server.connection import Connection
-from proxy.server.front import Front
-from proxy.server.http import DataServer
-from proxy.server.intake import Intake
-from proxy.server.lane import Lane
-from proxy.server.ready import Ready
-from proxy.server.watch import Clients
+from proxy.server.http.admission import Intake
+from proxy.server.http.body import Patience
+from proxy.server.http.client_timers import Clients
+from proxy.server.http.connection import Connection
+from proxy.server.http.fast_lane import Lane
+from proxy.server.http.front import Front
+from proxy.server.http.micro_cache import Ready
+from proxy.server.http.port import DataServer
 from proxy.vendors.headers import decisive
 
 KEEPALIVE_S, HEADER_WAIT_S, BODY_IDLE_S, WRITE_IDLE_S = 75.0, 10.0, 5.0, 60.0
@@ -64,7 +64,7 @@ class DigestFlow:
         """What was found, for each request that came here, before it did."""
 
     async def answer(self, request: Request, body: Body, outcome: Outcome, found: Found | None = None) -> Answer:
-        """See ``proxy.flow.Flow``."""
+        """See ``proxy.request.flow.Flow``."""
         self.found.append(found)
         if self.refusal is not None:
             raise self.refusal
@@ -86,7 +86,7 @@ class DigestFlow:
         return Answer(200, "OK", ((b"X-Asked", asked),), b"sent on " + asked)
 
     def recall(self, head: Head, body: bytes) -> Again | None:
-        """See ``proxy.at_once.AtOnce``."""
+        """See ``proxy.request.from_memory.AtOnce``."""
         return self._meanings.get((head, body))
 
     def hit(self, asked: bytes, outcome: Outcome) -> Answer | None:
@@ -138,15 +138,15 @@ class Observed:
         self.faults: list[BaseException] = []
 
     def observe(self, outcome: Outcome) -> None:
-        """See ``proxy.server.front.RequestObserver``."""
+        """See ``proxy.server.http.front.RequestObserver``."""
         self.outcomes.append(outcome)
 
     def observe_repeats(self, repeats: Repeats) -> None:
-        """See ``proxy.server.front.RequestObserver``."""
+        """See ``proxy.server.http.front.RequestObserver``."""
         raise AssertionError(f"{repeats} of what is never kept ready")
 
     def background_failed(self, error: BaseException) -> None:
-        """See ``proxy.server.front.RequestObserver``."""
+        """See ``proxy.server.http.front.RequestObserver``."""
         self.faults.append(error)
 
 

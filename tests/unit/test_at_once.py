@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from proxy.at_once import AtOnce
 from proxy.cache.memory import MemoryTier
 from proxy.core.answer import Answer
 from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.freshness import NONE, Directives
-from proxy.core.heavy import LARGE_BYTES
 from proxy.core.modes import Mode
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import Clock
-from proxy.planner import Planned, Route
+from proxy.request.from_memory import AtOnce
+from proxy.request.planner import Planned, Route
+from proxy.runtime.offload import LARGE_BYTES
 from tests.support.clock import FakeClock
 
 NOW_S = 1_700_000_000.25

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.ask import Job, Landing
-from proxy.batching import Rules, common_lines, shared
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.freshness import Directives
 from proxy.core.outcome import Outcome
 from proxy.core.request import Request
-from proxy.errors import ErrorCode, UpstreamError
+from proxy.request.ask import Job, Landing
+from proxy.request.batching import Rules, common_lines, shared
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until
 from tests.unit.test_fetch import JSON, Plan, Process, Reply, World, right, true, vectors

@@ -22,9 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))  # for the run as a program
 
 from proxy.core.upstream import PRESETS, Upstream, split_base_url, split_vector_url  # noqa: E402
-from proxy.settings import Section, Settings  # noqa: E402
-from proxy.settings_explain import explain  # noqa: E402
-from proxy.settings_source import (  # noqa: E402
+from proxy.settings.explain import explain  # noqa: E402
+from proxy.settings.load import (  # noqa: E402
     CONTROL_NAMES,
     Leaf,
     allowed,
@@ -34,11 +33,12 @@ from proxy.settings_source import (  # noqa: E402
     load,
     load_with_sources,
 )
+from proxy.settings.model import Section, Settings  # noqa: E402
 from tests.support.redis_server import find_redis_programs  # noqa: E402
 
 CONFIG = ROOT / "config"
 PAGE = ROOT / "docs" / "settings.md"
-MARK = "<!-- Written by tests/unit/test_config_docs.py from proxy/settings.py. Change the texts there. -->\n"
+MARK = "<!-- Written by tests/unit/test_config_docs.py from proxy/settings/model.py. Change the texts there. -->\n"
 UNITS = {"_s": " seconds", "_ms": " milliseconds", "_bytes": " bytes"}
 CANARY = "canary-4711-of-the-settings"
 HOME = {"HOME": "/home/somebody"}
@@ -49,7 +49,7 @@ PROFILES = ("development", "staging", "production")
 def descriptions() -> dict[tuple[str, str], str]:
     """By section and field, the text under each field; Python itself throws these away."""
     found = {}
-    for section in ast.parse((ROOT / "proxy" / "settings.py").read_text()).body:
+    for section in ast.parse((ROOT / "proxy" / "settings/model.py").read_text()).body:
         for field, below in itertools.pairwise(getattr(section, "body", ())):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):

@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from proxy.ask import Asker, Job, Landing, Upstreams
-from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.flights import Flights
 from proxy.cache.lock_times import LockTimes
 from proxy.cache.tiers import Found
 from proxy.core.answer import Answer
 from proxy.core.entry import Entry, Row
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.freshness import Directives
 from proxy.core.modes import Mode
 from proxy.core.outcome import Outcome
 from proxy.core.plan import NotStorable, Refusal
 from proxy.core.ports import Clock
 from proxy.core.request import Request
-from proxy.core.tasks import Tasks
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.fetch import Fetcher
+from proxy.request.ask import Asker, Job, Landing, Upstreams
+from proxy.request.batching import Batcher, Rules
+from proxy.request.coalesce import Fetcher
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until

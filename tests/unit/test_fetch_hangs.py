@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.ask import Landing
-from proxy.batching import Rules
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.freshness import Directives
 from proxy.core.request import Request
-from proxy.errors import ErrorCode, UpstreamError
+from proxy.request.ask import Landing
+from proxy.request.batching import Rules
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until
 from tests.unit.test_batching import Batching

@@ -10,22 +10,20 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.ask import Asker, Upstreams
-from proxy.at_once import AtOnce
-from proxy.batching import Batcher, Rules
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
+from proxy.cache.credential_status import Standings
 from proxy.cache.flights import Flights
-from proxy.cache.generations import Generations, Journal
-from proxy.cache.leases import Leases
+from proxy.cache.invalidation.generations import Generations, Journal
+from proxy.cache.invalidation.tier import VoidableTier
 from proxy.cache.lock_times import LockTimes
 from proxy.cache.memory import MemoryTier
-from proxy.cache.standings import Standings
+from proxy.cache.recently_accepted import Leases
 from proxy.cache.tiers import Tiers
-from proxy.cache.voidable import VoidableTier
-from proxy.callers import Callers
+from proxy.control.purges import LivePurges
 from proxy.core.answer import Answer
 from proxy.core.cache_status import header_lines
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.found import Found
 from proxy.core.grace import Windows
 from proxy.core.grpc_status import GrpcStatus
@@ -36,17 +34,19 @@ from proxy.core.outcome import CacheState, Outcome
 from proxy.core.ports import Clock
 from proxy.core.purges import Mark, Marks
 from proxy.core.request import GRPC, Head, Request
-from proxy.core.tasks import Tasks
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.fetch import Fetcher
-from proxy.flow import Flow
-from proxy.grace import Grace
-from proxy.negative import Negatives
-from proxy.ops.switches.purges import LivePurges
-from proxy.planner import Planner
-from proxy.server.body import Patience
-from proxy.server.front import Front
-from proxy.vendors.dashvector_grpc import SERVICE
+from proxy.request.ask import Asker, Upstreams
+from proxy.request.batching import Batcher, Rules
+from proxy.request.coalesce import Fetcher
+from proxy.request.credentials import Callers
+from proxy.request.flow import Flow
+from proxy.request.from_memory import AtOnce
+from proxy.request.grace import Grace
+from proxy.request.negative import Negatives
+from proxy.request.planner import Planner
+from proxy.runtime.tasks import Tasks
+from proxy.server.http.body import Patience
+from proxy.server.http.front import Front
+from proxy.vendors.dashvector.over_grpc import SERVICE
 from proxy.vendors.registry import Adapters
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate

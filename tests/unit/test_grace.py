@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from proxy.ask import Job, Landing
 from proxy.core.answer import Answer
 from proxy.core.entry import Entry, Row
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.freshness import NONE, Directives
 from proxy.core.grace import Cause, StaleReason, Windows, cause_of_status, may_be_stale
 from proxy.core.outcome import Outcome
 from proxy.core.request import Request
-from proxy.core.tasks import Tasks
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.grace import Grace
+from proxy.request.ask import Job, Landing
+from proxy.request.grace import Grace
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from proxy.errors import ConfigError
-from proxy.near import near
-from proxy.settings_source import load
+from proxy.core.errors import ConfigError
+from proxy.settings.load import load
+from proxy.settings.near import near
 
 LEVELS = ("debug", "info", "warning", "error")
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from proxy.cache.leases import Leases
-from proxy.cache.standings import Standings
-from proxy.callers import Callers
+from proxy.cache.credential_status import Standings
+from proxy.cache.recently_accepted import Leases
 from proxy.core.key import Secret
 from proxy.core.plan import Pass, PassReason, Scope
 from proxy.core.request import HeaderLines, Request
-from proxy.core.tasks import Tasks
-from proxy.planner import Planned, Planner, Route
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE
+from proxy.request.credentials import Callers
+from proxy.request.planner import Planned, Planner, Route
+from proxy.runtime.tasks import Tasks
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
 from proxy.vendors.headers import NO_EFFECT, NO_EFFECT_PREFIXES, decisive
 from proxy.vendors.registry import Adapters
 from tests.support.clock import FakeClock
@@ -254,7 +254,7 @@ def test_r9_what_is_let_in_is_remembered_within_bounds() -> None:
     from aiohttp import HttpVersion11  # noqa: PLC0415
     from multidict import CIMultiDict  # noqa: PLC0415
 
-    from proxy.server.intake import Intake  # noqa: PLC0415
+    from proxy.server.http.admission import Intake  # noqa: PLC0415
 
     class Raw:
         method, raw_path, version = "POST", "/x", HttpVersion11

@@ -2,7 +2,7 @@
 
 import uuid
 
-from proxy.request_id import request_ids
+from proxy.request.request_id import request_ids
 
 
 def test_ids_have_the_form_of_random_uuids() -> None:

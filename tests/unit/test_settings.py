@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from proxy.core.modes import Mode
-from proxy.settings_source import config_folder, environment_names, load, load_with_sources
-from proxy.settings_types import split_address
+from proxy.settings.load import config_folder, environment_names, load, load_with_sources
+from proxy.settings.types import split_address
 from tests.support.configuration import HOME, empty_config, mistakes, operator_mistakes
 
 UNSUPPORTED = (

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
-from proxy.settings_circles import circles
-from proxy.settings_source import load
+from proxy.settings.circles import circles
+from proxy.settings.load import load
 from tests.support.configuration import HOME, empty_config
 
 

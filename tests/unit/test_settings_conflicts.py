@@ -7,9 +7,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from proxy.core.upstream import Endpoint, Upstream
-from proxy.settings_conflicts import conflicts
-from proxy.settings_source import checked, load
-from proxy.settings_types import is_loopback
+from proxy.settings.conflicts import conflicts
+from proxy.settings.load import checked, load
+from proxy.settings.types import is_loopback
 from tests.support.certificate import made_certificate
 from tests.support.configuration import HOME, empty_config, mistakes, operator_mistakes
 

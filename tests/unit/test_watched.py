@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.request import HeaderLines
 from proxy.core.trouble import Trouble
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.watched import Watched
+from proxy.request.watched import Watched
 
 TIMEOUT = UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "late", 504, trouble=Trouble.TIMEOUT)
 CLOSED = UpstreamError(ErrorCode.UPSTREAM_UNREACHABLE, "closed", trouble=Trouble.CLOSED)

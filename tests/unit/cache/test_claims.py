@@ -8,9 +8,9 @@ from typing import Self
 import pytest
 
 from proxy.cache.claims import Claim, Claims
-from proxy.cache.guard import Guard
-from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.core.tasks import Tasks
+from proxy.cache.redis.breaker import Guard
+from proxy.cache.redis.tier import FAILURES, RedisTier
+from proxy.runtime.tasks import Tasks
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until

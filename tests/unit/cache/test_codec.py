@@ -13,7 +13,7 @@ import pytest
 
 from proxy.cache import codec as codec_module
 from proxy.cache.codec import FORMAT_VERSION, Codec, Opened, Rejected
-from proxy.cache.numbers import Form
+from proxy.cache.vector_packing import Form
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret, authentication_tag
 

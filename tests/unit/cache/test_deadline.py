@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from proxy.cache.deadline import Deadline
+from proxy.cache.redis.deadline import Deadline
 
 
 async def _until(answered: asyncio.Event, seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.cache.flights import Flights, Land, Trip
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until

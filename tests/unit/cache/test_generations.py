@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cache import generations
-from proxy.cache.generations import TOKEN_BYTES, Generations, Journal, token_time_ms
+from proxy.cache.invalidation import generations
+from proxy.cache.invalidation.generations import TOKEN_BYTES, Generations, Journal, token_time_ms
 from tests.support.clock import FakeClock
 
 ONE, TWO = b"\x01" * 32, b"\x02" * 32

@@ -7,8 +7,8 @@ import time
 import pybreaker
 import pytest
 
-from proxy.cache.guard import Guard, Neutral, Unavailable
-from proxy.core.tasks import Tasks
+from proxy.cache.redis.breaker import Guard, Neutral, Unavailable
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 
 RESET_S = 2.0

@@ -9,15 +9,15 @@ import pytest
 import redis
 
 from proxy.cache.codec import Codec
-from proxy.cache.commands import Garbage
-from proxy.cache.generations import Generations, Journal
-from proxy.cache.guard import Guard
-from proxy.cache.incarnation import RECORD_BYTES, Incarnation, Look, Names, Standing, read_look
-from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.cache.voidable import Effect, VoidableTier
+from proxy.cache.invalidation.generations import Generations, Journal
+from proxy.cache.invalidation.incarnation import RECORD_BYTES, Incarnation, Look, Names, Standing, read_look
+from proxy.cache.invalidation.tier import Effect, VoidableTier
+from proxy.cache.redis.breaker import Guard
+from proxy.cache.redis.commands import Garbage
+from proxy.cache.redis.tier import FAILURES, RedisTier
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until, wait_until_sync
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cache.generations import Generations, Journal
-from proxy.cache.journals import Claim, NoClaim, claim
+from proxy.cache.invalidation.generations import Generations, Journal
+from proxy.cache.invalidation.journals import Claim, NoClaim, claim
 
 
 def generations(own: Claim) -> Generations:

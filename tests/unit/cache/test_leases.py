@@ -1,7 +1,7 @@
 """Which credentials count as accepted, and for how long."""
 
-from proxy.cache import leases
-from proxy.cache.leases import Leases
+from proxy.cache import recently_accepted
+from proxy.cache.recently_accepted import Leases
 from tests.support.clock import FakeClock
 
 
@@ -35,7 +35,7 @@ def test_no_lease_time_means_no_lease():
 
 
 def test_many_strangers_push_out_others_and_no_more(monkeypatch):
-    monkeypatch.setattr(leases, "_MAX_REMEMBERED", 100)
+    monkeypatch.setattr(recently_accepted, "_MAX_REMEMBERED", 100)
     held = Leases(60.0, FakeClock().monotonic)
     held.note(b"one")
     for number in range(1_000):

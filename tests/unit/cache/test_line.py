@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pytest
 import uvloop
 
-from proxy.cache import commands
-from proxy.cache.guard import Guard
-from proxy.cache.redis_tier import FAILURES, RedisTier, failure_kind
-from proxy.core.tasks import Tasks
+from proxy.cache.redis import commands
+from proxy.cache.redis.breaker import Guard
+from proxy.cache.redis.tier import FAILURES, RedisTier, failure_kind
+from proxy.runtime.tasks import Tasks
 from tests.support.certificate import made_certificate
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_server import RedisServer

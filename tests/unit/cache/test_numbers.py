@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from proxy.cache.numbers import Form, Unreadable, pack, unpack
+from proxy.cache.vector_packing import Form, Unreadable, pack, unpack
 
 LIMIT = 1 << 20
 

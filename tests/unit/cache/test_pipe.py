@@ -11,11 +11,11 @@ import uvloop
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
 
-from proxy.cache import deadline as deadline_module
-from proxy.cache import pipe as pipe_module
-from proxy.cache.commands import Garbage, put, script, values
-from proxy.cache.guard import Neutral
-from proxy.cache.pipe import Pipe
+from proxy.cache.redis import deadline as deadline_module
+from proxy.cache.redis import pipe as pipe_module
+from proxy.cache.redis.breaker import Neutral
+from proxy.cache.redis.commands import Garbage, put, script, values
+from proxy.cache.redis.pipe import Pipe
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 

@@ -1,9 +1,9 @@
 """Which credentials get nothing from the cache because the vendor has refused them."""
 
-from proxy.cache import standings
-from proxy.cache.redis_tier import ACCEPTED, MARK_BYTES
-from proxy.cache.standings import Standings
-from proxy.core.tasks import Tasks
+from proxy.cache import credential_status
+from proxy.cache.credential_status import Standings
+from proxy.cache.redis.tier import ACCEPTED, MARK_BYTES
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 
 A, B = b"owner-a", b"owner-b"
@@ -91,7 +91,7 @@ async def test_s17_a_stale_acceptance_elsewhere_does_not_lift_it_either():
 
 
 async def test_s17_strangers_leave_no_trace_and_push_nobody_out(monkeypatch):
-    monkeypatch.setattr(standings, "_MAX_KNOWN", 10)
+    monkeypatch.setattr(credential_status, "_MAX_KNOWN", 10)
     redis = FakeRedis()
     process = Process(redis)
     await process.accepted()

@@ -10,7 +10,7 @@ from proxy.cache.memory import MemoryTier
 from proxy.cache.tiers import Tiers
 from proxy.core.entry import Entry, Row
 from proxy.core.key import Secret
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 
 SECRET = Secret.derive(b"deployment")

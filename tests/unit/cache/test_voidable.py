@@ -7,12 +7,12 @@ import os
 import pytest
 
 from proxy.cache.codec import Codec
-from proxy.cache.generations import Generations, Journal, Scope
-from proxy.cache.voidable import Effect, NotTold, VoidableTier
+from proxy.cache.invalidation.generations import Generations, Journal, Scope
+from proxy.cache.invalidation.tier import Effect, NotTold, VoidableTier
 from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.key import Secret
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate
 from tests.support.guarded_store import GuardedRedis, Store

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.cache.codec import Codec
-from proxy.cache.generations import Generations, Journal
-from proxy.cache.guard import Guard
-from proxy.cache.redis_tier import FAILURES, RedisTier
-from proxy.cache.voidable import Effect, NotTold, VoidableTier
+from proxy.cache.invalidation.generations import Generations, Journal
+from proxy.cache.invalidation.tier import Effect, NotTold, VoidableTier
+from proxy.cache.redis.breaker import Guard
+from proxy.cache.redis.tier import FAILURES, RedisTier
 from proxy.core.entry import Entry, Row
 from proxy.core.found import Found
 from proxy.core.key import Secret
-from proxy.core.tasks import Tasks
+from proxy.runtime.tasks import Tasks
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_server import RedisServer
 from tests.support.toxics import Latency

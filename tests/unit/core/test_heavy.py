@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from proxy.core.heavy import LARGE_BYTES, Heavy
+from proxy.runtime.offload import LARGE_BYTES, Heavy
 from tests.support.waiting import wait_until
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from proxy.core.heavy import LARGE_BYTES
 from proxy.core.jsontext import Ambiguous, Number, canonical, compact, parse, weight
+from proxy.runtime.offload import LARGE_BYTES
 
 
 @pytest.mark.parametrize(

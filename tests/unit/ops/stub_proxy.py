@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from proxy.control.channel import WorkerControl
 from proxy.core.listening import Port
 from proxy.core.outcome import CacheState, Outcome
-from proxy.ops.processes.channel import WorkerControl
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 
 ALL_DIE = 999
 """As ``limits.header_lines``: no worker comes to serve; 1,000 and a number: that worker does not."""
@@ -30,7 +30,7 @@ async def serve(
     redis_url: str | None,
     control: WorkerControl,
 ) -> None:
-    from proxy.ops.telemetry.log import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
+    from proxy.telemetry.observer import Observer  # noqa: PLC0415  as in the real worker: after the folder for metrics is known
 
     observer = Observer.of(settings)
     if settings.limits.header_lines in (ALL_DIE, 1_000 + control.number):
@@ -83,9 +83,9 @@ async def serve(
 
 
 def run(environ: Mapping[str, str]) -> None:
-    from proxy.ops.processes.supervisor import Supervisor  # noqa: PLC0415
-    from proxy.ops.telemetry.log_output import configure  # noqa: PLC0415
-    from proxy.settings_source import config_folder, load  # noqa: PLC0415
+    from proxy.settings.load import config_folder, load  # noqa: PLC0415
+    from proxy.supervisor.supervisor import Supervisor  # noqa: PLC0415
+    from proxy.telemetry.log_output import configure  # noqa: PLC0415
 
     settings = load(environ)
     writer = configure(settings.log, "supervisor")
@@ -100,7 +100,7 @@ def run(environ: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
-        from proxy.ops.processes.worker import main
+        from proxy.worker.process import main
 
         sys.exit(main(serve))
     run(os.environ)

@@ -9,22 +9,22 @@ from typing import Any
 import aiohttp
 import pytest
 
+from proxy.admin import api as admin_module
+from proxy.admin.api import Admin
+from proxy.admin.health import Phase, RedisKind, State
+from proxy.admin.metric_files import MetricFiles
+from proxy.control.modes import ModeBook
+from proxy.control.order_store import Reached
+from proxy.control.purges import PurgeBook
+from proxy.control.redis_link import RedisLink
 from proxy.core.listening import Port
 from proxy.core.modes import Mode, Modes
 from proxy.core.purges import NO_MARKS, Marks
-from proxy.core.tasks import Tasks
-from proxy.ops.admin import api as admin_module
-from proxy.ops.admin.api import Admin
-from proxy.ops.admin.health import Phase, RedisKind, State
-from proxy.ops.processes.ports import bind
-from proxy.ops.processes.redis_link import RedisLink
-from proxy.ops.switches.book import Reached
-from proxy.ops.switches.modes import ModeBook
-from proxy.ops.switches.purges import PurgeBook
-from proxy.ops.telemetry.metric_files import MetricFiles
-from proxy.ops.telemetry.names import MOST_NAMES, Names
-from proxy.settings import Listen, Settings, Start
-from proxy.settings_types import SecretText
+from proxy.runtime.tasks import Tasks
+from proxy.settings.model import Listen, Settings, Start
+from proxy.settings.types import SecretText
+from proxy.supervisor.sockets import bind
+from proxy.telemetry.names import MOST_NAMES, Names
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 

@@ -9,12 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from proxy.core.grace import Cause
-from proxy.core.listening import Port
-from proxy.core.modes import Mode, Rule
-from proxy.core.purges import Mark
-from proxy.core.tasks import Tasks
-from proxy.ops.processes.channel import (
+from proxy.control.channel import (
     Channel,
     Confirmed,
     Drain,
@@ -29,9 +24,14 @@ from proxy.ops.processes.channel import (
     supervisor_end,
     worker_end,
 )
-from proxy.ops.switches.live import LiveModes
-from proxy.settings import GraceRule, Listen, ModelRule, Redis, Settings, Start, UpstreamRule
-from proxy.settings_types import SecretText
+from proxy.control.live import LiveModes
+from proxy.core.grace import Cause
+from proxy.core.listening import Port
+from proxy.core.modes import Mode, Rule
+from proxy.core.purges import Mark
+from proxy.runtime.tasks import Tasks
+from proxy.settings.model import GraceRule, Listen, ModelRule, Redis, Settings, Start, UpstreamRule
+from proxy.settings.types import SecretText
 
 
 @dataclass

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from proxy.admin.health import State
+from proxy.admin.legend import COLUMNS
+from proxy.admin.stats import stats as stats_document
 from proxy.cli import main
+from proxy.control.live import LiveModes
 from proxy.core.listening import Port
 from proxy.core.purges import Mark, Marks
-from proxy.ops.admin.health import State
-from proxy.ops.admin.legend import COLUMNS
-from proxy.ops.admin.stats import stats as stats_document
-from proxy.ops.processes.data_folder import DataFolder
-from proxy.ops.switches.live import LiveModes
-from proxy.ops.telemetry import labels
-from proxy.settings import Start
+from proxy.runtime.data_folder import DataFolder
+from proxy.settings.model import Start
+from proxy.telemetry import labels
 
 TOKEN = "token-canary-77aa"
 

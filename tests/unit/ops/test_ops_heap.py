@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import proxy.app
-from proxy.ops.processes import heap
-from proxy.ops.processes.channel import WorkerControl
-from proxy.ops.switches.live import LiveModes
-from proxy.settings import Settings, Start
+import proxy.worker.build
+from proxy.control.channel import WorkerControl
+from proxy.control.live import LiveModes
+from proxy.runtime import heap
+from proxy.settings.model import Settings, Start
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 HOLES = """
 import asyncio, re
 from pathlib import Path
-from proxy.ops.processes import heap
+from proxy.runtime import heap
 
 def resident_mib():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -88,10 +88,12 @@ async def test_a_worker_does_it_as_long_as_it_serves(tmp_path: Path, monkeypatch
         finally:
             running.append(False)
 
-    monkeypatch.setattr(proxy.app, "give_back", give_back)
+    monkeypatch.setattr(proxy.worker.build, "give_back", give_back)
     channel = SimpleNamespace(send=lambda _: None)
     control = WorkerControl(channel, LiveModes(Start()), 0.0, lambda _: None)  # type: ignore[arg-type]
-    serving = asyncio.ensure_future(proxy.app.serve_worker(Settings(data_dir=tmp_path), (), b"x" * 32, None, control))
+    serving = asyncio.ensure_future(
+        proxy.worker.build.serve_worker(Settings(data_dir=tmp_path), (), b"x" * 32, None, control)
+    )
     await wait_until(lambda: running == [True])
     control.drain(0.0)
     await asyncio.wait_for(serving, 10)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from proxy.core.outcome import CacheState, Outcome
-from proxy.ops.telemetry.hits import Hits, HitSum
-from proxy.ops.telemetry.log import Observer
-from proxy.ops.telemetry.metrics import REQUEST_BUCKETS, Metrics
+from proxy.telemetry.hits import Hits, HitSum
+from proxy.telemetry.metrics import REQUEST_BUCKETS, Metrics
+from proxy.telemetry.observer import Observer
 from tests.support import fake_loop
 
 EDGES_MS = [bound * 1000 for bound in REQUEST_BUCKETS]

@@ -15,12 +15,12 @@ import pytest
 import structlog
 
 from proxy.core.outcome import CacheState, Outcome
-from proxy.ops.telemetry.asked import path_template
-from proxy.ops.telemetry.log import Observer
-from proxy.ops.telemetry.log_output import configure, error_fields, logger
-from proxy.ops.telemetry.log_writer import LineWriter
-from proxy.ops.telemetry.metrics import Metrics
-from proxy.settings import Log
+from proxy.settings.model import Log
+from proxy.telemetry.asked import path_template
+from proxy.telemetry.log_output import configure, error_fields, logger
+from proxy.telemetry.log_writer import LineWriter
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.observer import Observer
 
 CANARY = "canary-7d1f"
 

@@ -1,6 +1,6 @@
 """Repeated faults: one line each in a while, which says how many there were."""
 
-from proxy.ops.telemetry.log_throttle import Throttle
+from proxy.telemetry.log_throttle import Throttle
 
 
 def test_r21_admin_a_fault_that_repeats_is_told_once_in_a_while() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from proxy.errors import ConfigError
-from proxy.ops.processes import ports
-from proxy.ops.processes.data_folder import SECRET_FILE, DataFolder, replace_file
-from proxy.ops.processes.process import Backoff, child_environment, python_module
-from proxy.settings import Listen, Settings, UpstreamRule
+from proxy.core.errors import ConfigError
+from proxy.runtime.data_folder import SECRET_FILE, DataFolder, replace_file
+from proxy.runtime.process import Backoff, child_environment, python_module
+from proxy.settings.model import Listen, Settings, UpstreamRule
+from proxy.supervisor import sockets
 from tests.support.ports import PortReservation
 
 
@@ -72,7 +72,7 @@ def test_a_port_chosen_once_is_the_same_for_all_and_stays_taken() -> None:
         listen=Listen(http="127.0.0.1:0"),
         upstreams=(UpstreamRule(name="us", url="us", listen="127.0.0.1:0"),),
     )
-    held = ports.reserve_all(settings)
+    held = sockets.reserve_all(settings)
     assert [reserved.port.upstream for reserved in held] == ["", "us"]
     port = held[0].port.number
     workers = []
@@ -92,7 +92,7 @@ def test_a_port_chosen_once_is_the_same_for_all_and_stays_taken() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "0.0.0.0"])
 async def test_grpc_servers_share_a_held_port(host: str) -> None:
     listen = Listen(http="127.0.0.1:0", grpc=f"{host}:0")
-    held = ports.reserve_all(Settings(listen=listen, dashvector_url="https://cluster.example"))
+    held = sockets.reserve_all(Settings(listen=listen, dashvector_url="https://cluster.example"))
     (port,) = [reserved.port for reserved in held if reserved.port.protocol == "grpc"]
     assert port.host in ("127.0.0.1", "::1", "0.0.0.0")  # a name could mean more than what is held
     servers = [grpc.aio.server() for _ in range(2)]
@@ -108,14 +108,14 @@ async def test_grpc_servers_share_a_held_port(host: str) -> None:
 
 
 def test_a_port_that_only_waits_refuses_connections() -> None:
-    (held,) = ports.reserve_all(Settings(listen=Listen(http="127.0.0.1:0")))
+    (held,) = sockets.reserve_all(Settings(listen=Listen(http="127.0.0.1:0")))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", held.port.number), timeout=5)
     held.socket.close()
 
 
 def test_every_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(sockets, "_PATIENCE_S", 0.0)
     reservations = [PortReservation(), PortReservation()]
     listeners = [reservation.listen() for reservation in reservations]
     addresses = [f"127.0.0.1:{reservation.port}" for reservation in reservations]
@@ -124,7 +124,7 @@ def test_every_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         upstreams=(UpstreamRule(name="us", url="us", listen=addresses[1]),),
     )
     with pytest.raises(ConfigError) as refused:
-        ports.reserve_all(settings)
+        sockets.reserve_all(settings)
     assert len(refused.value.mistakes) == 2
     for taken in (*reservations, *listeners):
         taken.close()
@@ -132,15 +132,15 @@ def test_every_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_another_proxy_cannot_join_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """SO_REUSEPORT lets every process of the same user in: two proxies would share requests unnoticed."""
-    monkeypatch.setattr(ports, "_PATIENCE_S", 0.0)
-    (held,) = ports.reserve_all(Settings(listen=Listen(http="127.0.0.1:0")))
+    monkeypatch.setattr(sockets, "_PATIENCE_S", 0.0)
+    (held,) = sockets.reserve_all(Settings(listen=Listen(http="127.0.0.1:0")))
     with socket.socket() as worker:
         worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         worker.bind(("127.0.0.1", held.port.number))
         worker.listen()
         with pytest.raises(ConfigError):
-            ports.reserve_all(Settings(listen=Listen(http=f"127.0.0.1:{held.port.number}")))
+            sockets.reserve_all(Settings(listen=Listen(http=f"127.0.0.1:{held.port.number}")))
     held.socket.close()
 
 

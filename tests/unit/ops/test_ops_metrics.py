@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from prometheus_client import mmap_dict
 
+from proxy.admin.metric_files import MetricFiles
+from proxy.control.live import LiveModes
 from proxy.core.modes import Mode, Modes, Rule
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.plan import PassReason, Refusal
 from proxy.core.trouble import Trouble
-from proxy.ops.switches.live import LiveModes
-from proxy.ops.telemetry import labels
-from proxy.ops.telemetry.metric_files import MetricFiles
-from proxy.ops.telemetry.metric_space import RoomyDict
-from proxy.ops.telemetry.metrics import Metrics
-from proxy.settings import Start
+from proxy.settings.model import Start
+from proxy.telemetry import labels
+from proxy.telemetry.metric_space import RoomyDict
+from proxy.telemetry.metrics import Metrics
 
 
 @pytest.fixture

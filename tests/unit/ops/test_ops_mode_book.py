@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.control.modes import ModeBook
+from proxy.control.order_store import Reached
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.switches.book import Reached
-from proxy.ops.switches.modes import ModeBook
-from proxy.settings import Start
+from proxy.settings.model import Start
 
 
 class Workers:
@@ -86,7 +86,7 @@ async def test_a_full_disk_does_not_stop_a_switch(book: ModeBook, monkeypatch: p
     def full(_path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("proxy.ops.switches.book.replace_file", full)
+    monkeypatch.setattr("proxy.control.order_store.replace_file", full)
     done = await book.switch(Rule(Mode.BYPASS))
     assert not done.persisted
     assert book.live.mode("dashscope", "embedding") is Mode.BYPASS

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from proxy.control.live import encode
+from proxy.control.modes import ModeBook
+from proxy.control.order_store import Reached
+from proxy.control.redis_link import RedisLink
+from proxy.control.share import Share
+from proxy.control.stored import seal
 from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.core.tasks import Tasks
-from proxy.ops.processes.redis_link import RedisLink
-from proxy.ops.switches.book import Reached
-from proxy.ops.switches.live import encode
-from proxy.ops.switches.modes import ModeBook
-from proxy.ops.switches.share import Share
-from proxy.ops.switches.stored import seal
-from proxy.settings import Start
+from proxy.runtime.tasks import Tasks
+from proxy.settings.model import Start
 from tests.support.redis_server import RedisServer
 
 

@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 
+from proxy.control.live import MAX_RULES, LiveModes, decode, encode, tidied
+from proxy.control.stored import BadOrders, seal, unseal
 from proxy.core.key import Secret
 from proxy.core.modes import Mode, Modes, Rule
-from proxy.ops.switches.live import MAX_RULES, LiveModes, decode, encode, tidied
-from proxy.ops.switches.stored import BadOrders, seal, unseal
-from proxy.settings import Start
+from proxy.settings.model import Start
 
 SECRET = Secret.derive(b"one deployment")
 KEY = b"dashcache:modes:x"

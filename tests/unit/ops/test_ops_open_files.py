@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from proxy.ops.processes import open_files
+from proxy.runtime import open_files
 
 INFINITY = resource.RLIM_INFINITY
 

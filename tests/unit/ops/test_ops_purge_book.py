@@ -6,19 +6,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from proxy.control import live
+from proxy.control.modes import ModeBook
+from proxy.control.order_store import Reached
+from proxy.control.purges import MAX_STORED_BYTES, LivePurges, PurgeBook, decode, encode
+from proxy.control.redis_link import LinkDown, RedisLink
+from proxy.control.redis_sweep import Sweep
+from proxy.control.share import Share
+from proxy.control.stored import BadOrders, seal
 from proxy.core.key import Secret
 from proxy.core.modes import Modes
 from proxy.core.purges import MAX_MARKS, NO_MARKS, Mark, Marks
-from proxy.core.tasks import Tasks
-from proxy.ops.processes.redis_link import LinkDown, RedisLink
-from proxy.ops.processes.redis_sweep import Sweep
-from proxy.ops.switches import live
-from proxy.ops.switches.book import Reached
-from proxy.ops.switches.modes import ModeBook
-from proxy.ops.switches.purges import MAX_STORED_BYTES, LivePurges, PurgeBook, decode, encode
-from proxy.ops.switches.share import Share
-from proxy.ops.switches.stored import BadOrders, seal
-from proxy.settings import Start
+from proxy.runtime.tasks import Tasks
+from proxy.settings.model import Start
 from tests.support.redis_server import RedisServer
 
 ALL = ("*", "*", "*", "*")
@@ -100,7 +100,7 @@ async def test_a_full_disk_does_not_stop_a_purge(book: PurgeBook, monkeypatch: p
     def full(_path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("proxy.ops.switches.book.replace_file", full)
+    monkeypatch.setattr("proxy.control.order_store.replace_file", full)
     mark, done = await book.purge(ALL)
     assert not done.persisted
     assert book.held.marks == (mark,)

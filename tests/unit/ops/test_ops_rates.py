@@ -1,7 +1,7 @@
 """The rates of the last minute and hour, on a clock of the test's."""
 
-from proxy.ops.admin.rates import EVERY_S, Rates
-from proxy.ops.telemetry.metric_files import Totals
+from proxy.admin.metric_files import Totals
+from proxy.admin.rates import EVERY_S, Rates
 
 
 class Rig:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from proxy.core.tasks import Tasks
-from proxy.ops.processes import redis_child
-from proxy.ops.processes.redis_child import DATA_FILE, RedisChild, find_program
+from proxy.runtime.tasks import Tasks
+from proxy.supervisor import redis_child
+from proxy.supervisor.redis_child import DATA_FILE, RedisChild, find_program
 from tests.support.child import process_state
 from tests.support.waiting import wait_until
 

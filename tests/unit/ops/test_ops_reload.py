@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.core.tasks import Tasks
-from proxy.ops.processes.channel import Hello
-from proxy.ops.processes.process import CONTROL_VARIABLE
-from proxy.ops.processes.reload import fixed_changes
-from proxy.ops.processes.workers import NotReplacedError, Workers
-from proxy.settings import Listen, Redis, Settings, UpstreamRule
-from proxy.settings_types import SecretText
+from proxy.control.channel import Hello
+from proxy.runtime.process import CONTROL_VARIABLE
+from proxy.runtime.tasks import Tasks
+from proxy.settings.model import Listen, Redis, Settings, UpstreamRule
+from proxy.settings.types import SecretText
+from proxy.supervisor.reload import fixed_changes
+from proxy.supervisor.workers import NotReplacedError, Workers
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.waiting import wait_until, wait_until_sync

@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.errors import ConfigError
-from proxy.ops.processes import ports, running
-from proxy.ops.processes.data_folder import DataFolder
-from proxy.ops.processes.port_owner import owner_of
-from proxy.ops.processes.running import Running
-from proxy.settings import Listen, Settings
+from proxy.core.errors import ConfigError
+from proxy.runtime import running
+from proxy.runtime.data_folder import DataFolder
+from proxy.runtime.running import Running
+from proxy.settings.model import Listen, Settings
+from proxy.supervisor import sockets
+from proxy.supervisor.port_owner import owner_of
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.waiting import wait_until_sync
@@ -96,11 +97,11 @@ def test_a_note_is_believed_while_its_writer_holds_the_folder_and_others_cannot_
 
 
 def test_a_port_in_use_names_the_setting_its_variable_and_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(sockets, "_PATIENCE_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError) as caught:
-            ports.reserve_all(Settings(listen=Listen(http=address)))
+            sockets.reserve_all(Settings(listen=Listen(http=address)))
         said = f"listen.http (DASHCACHE_HTTP_LISTEN): cannot listen on {address}: Address already in use, by process "
         (mistake,) = caught.value.mistakes
         assert mistake.startswith(f"{said}{os.getpid()} (")
@@ -108,7 +109,7 @@ def test_a_port_in_use_names_the_setting_its_variable_and_the_process(monkeypatc
 
 def test_other_faults_of_a_port_name_the_setting_too() -> None:
     refused = OSError(errno.EACCES, "Permission denied")
-    said = ports.cannot_listen(("listen", "admin"), "listen.admin", "127.0.0.1:80", refused)
+    said = sockets.cannot_listen(("listen", "admin"), "listen.admin", "127.0.0.1:80", refused)
     assert said == "listen.admin (DASHCACHE_ADMIN_LISTEN): cannot listen on 127.0.0.1:80: Permission denied"
 
 

@@ -1,6 +1,6 @@
 """How silence is counted: in turns that this process took, and reported once."""
 
-from proxy.ops.processes.silence import Silence
+from proxy.supervisor.silence import Silence
 
 
 def test_a_silence_is_reported_once_and_begins_anew_with_a_word() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from proxy.ops.admin.health import Phase
-from proxy.ops.processes.supervisor import Supervisor
-from proxy.ops.switches.share import Share
-from proxy.settings import Listen, Redis, Settings
-from proxy.settings_types import SecretText
+from proxy.admin.health import Phase
+from proxy.control.share import Share
+from proxy.settings.model import Listen, Redis, Settings
+from proxy.settings.types import SecretText
+from proxy.supervisor.supervisor import Supervisor
 from tests.support.certificate import made_certificate
 from tests.support.child import descendants, process_state, send_signal
 from tests.support.proxy_process import ProxyProcess, ProxyStartError

@@ -5,7 +5,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from proxy.core.trouble import FAILS_FOR_ALL, WORDS, Trouble, of_status
-from proxy.ops.telemetry.upstream_watch import LINE_EVERY_S, UpstreamWatch
+from proxy.telemetry.upstream_watch import LINE_EVERY_S, UpstreamWatch
 
 
 class Rig:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.ops.settle_probe import (
+from proxy.tools.settle_probe import (
     Kind,
     Plan,
     ProbeError,
@@ -21,7 +21,7 @@ from proxy.ops.settle_probe import (
     quantiles,
     recommended_s,
 )
-from proxy.ops.settle_report import as_json, exposition, report, table, warnings, write_metrics
+from proxy.tools.settle_report import as_json, exposition, report, table, warnings, write_metrics
 from tests.support.clock import FakeClock
 from tests.support.gate import Gate
 

@@ -14,9 +14,9 @@ from aiohttp.client_reqrep import ConnectionKey
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.ops import settle_vendor
-from proxy.ops.settle_probe import ProbeError, RateLimitedError, Reader
-from proxy.ops.settle_vendor import ScratchDocument, Target, _Api, _dimensions, _in_words, checked_target
+from proxy.tools import settle_vendor
+from proxy.tools.settle_probe import ProbeError, RateLimitedError, Reader
+from proxy.tools.settle_vendor import ScratchDocument, Target, _Api, _dimensions, _in_words, checked_target
 
 KEY = "sk-dv-canary-0123456789"
 URL = "https://vendor.test"

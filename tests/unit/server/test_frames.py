@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from proxy.server.frames import FrameError, Frames, goodbye
+from proxy.server.http.frames import FrameError, Frames, goodbye
 
 MASK = b"\x01\x02\x03\x04"
 

@@ -11,14 +11,14 @@ import pytest
 import uvloop
 
 from proxy.core.answer import Answer, Body
+from proxy.core.errors import ClientError, ErrorCode, ProxyError, UpstreamError
 from proxy.core.found import Found
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import CacheState, Outcome
 from proxy.core.request import Head, Request
-from proxy.errors import ClientError, ErrorCode, ProxyError, UpstreamError
-from proxy.server.body import Patience
-from proxy.server.grpc import GrpcFront
-from proxy.server.leaving import SETTLE_S
+from proxy.server.grpc.front import GrpcFront
+from proxy.server.grpc.listener_close import SETTLE_S
+from proxy.server.http.body import Patience
 from proxy.transport.grpc import MAX_MESSAGE_BYTES, GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
 from tests.support.gate import Gate
@@ -652,7 +652,7 @@ def test_both_event_loops_carry_it(loop: Callable[[], asyncio.AbstractEventLoop]
 
 
 async def test_nobody_loads_grpc_who_does_not_serve_it() -> None:
-    code = "import proxy.app, proxy.cli, sys; sys.exit('grpc' in sys.modules)"
+    code = "import proxy.worker.build, proxy.cli, sys; sys.exit('grpc' in sys.modules)"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await child.wait() == 0
 

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from proxy.core.answer import Answer, Body
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.found import Found
 from proxy.core.grpc_status import GrpcStatus
 from proxy.core.outcome import Outcome
 from proxy.core.request import HeaderLines, Request
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.server.body import Patience
-from proxy.server.grpc import GrpcFront, Tls
+from proxy.server.grpc.front import GrpcFront, Tls
+from proxy.server.http.body import Patience
 from proxy.transport.grpc import GrpcReply, GrpcTransport
 from proxy.transport.slots import Slots
 from tests.support.http2 import (

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.found import Found
 from proxy.core.outcome import CacheState, Outcome
-from proxy.errors import ErrorCode, UpstreamError
-from proxy.server.lane import HOLD_S, Lane
+from proxy.server.http.fast_lane import HOLD_S, Lane
 from tests.support import fake_loop
 from tests.support.memory_wire import HEADER_WAIT_S, KEEPALIVE_S, MemoryPort, Wire, plain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.server.leaving import connected_to, let_nobody_in, listening_on, take_away
+from proxy.server.grpc.listener_close import connected_to, let_nobody_in, listening_on, take_away
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

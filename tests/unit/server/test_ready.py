@@ -11,7 +11,7 @@ from proxy.core.answer import Answer
 from proxy.core.found import Found
 from proxy.core.outcome import QUICK_MS, CacheState, Outcome, Repeats
 from proxy.core.ports import Clock
-from proxy.server.ready import Ready
+from proxy.server.http.micro_cache import Ready
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from proxy.errors import ErrorCode
-from proxy.server.watch import Clients, Watch
+from proxy.core.errors import ErrorCode
+from proxy.server.http.client_timers import Clients, Watch
 from tests.support import fake_loop
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from proxy.ops.processes import redis_child
+from proxy.supervisor import redis_child
 from tests.support.child import process_state
 from tests.support.redis_server import RedisServer, RedisServerError, find_redis_program, find_redis_programs
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from proxy.core.errors import ClientError, ErrorCode, UpstreamError
 from proxy.core.held_bytes import HeldBytes
 from proxy.core.request import HeaderLines, Request
-from proxy.errors import ClientError, ErrorCode, UpstreamError
 from proxy.transport import exchange
 from proxy.transport.http import HttpTransport
 from proxy.transport.slots import Slots

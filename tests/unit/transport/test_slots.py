@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxy.core.errors import ErrorCode, UpstreamError
 from proxy.core.share import Share
-from proxy.errors import ErrorCode, UpstreamError
 from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT, Slots
 from tests.support import fake_loop
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from proxy.core.key import Secret, common_digest, item_key
 from proxy.core.plan import Pass
 from proxy.core.request import HeaderLines, Request
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter, EmbeddingRead
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter, EmbeddingRead
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "dashscope"
 INDEX = json.loads((SAMPLES / "index.json").read_text("utf-8"))

@@ -6,8 +6,8 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import ClientError
-from proxy.server.intake import Intake
+from proxy.core.errors import ClientError
+from proxy.server.http.admission import Intake
 from proxy.vendors.choice import Choice
 
 TOKEN = (b"dashvector-auth-token", b"sk-vectors")

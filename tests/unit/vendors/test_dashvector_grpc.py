@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.heavy import LARGE_BYTES
 from proxy.core.plan import NotStorable, Pass, PassReason, Refusal
 from proxy.core.request import HeaderLines, Request
-from proxy.vendors._pb import wire
-from proxy.vendors.dashvector import VectorRead
-from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.runtime.offload import LARGE_BYTES
+from proxy.vendors.dashvector._pb import wire
+from proxy.vendors.dashvector.common import VectorRead
+from proxy.vendors.dashvector.over_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the SDK, as released, warns while it is compiled

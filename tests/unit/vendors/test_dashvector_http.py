@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from proxy.core.plan import NotStorable, Pass, PassReason, Refusal
 from proxy.core.request import HeaderLines, Request
-from proxy.vendors.dashvector import VectorRead
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.vendors.dashvector.common import VectorRead
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 from proxy.vendors.errors import error_body
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "dashvector"

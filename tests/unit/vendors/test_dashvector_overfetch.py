@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from proxy.core.plan import NotStorable, Refusal
 from proxy.core.request import Request
-from proxy.vendors._pb import wire
-from proxy.vendors.dashvector import VectorRead
-from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.vendors.dashvector._pb import wire
+from proxy.vendors.dashvector.common import VectorRead
+from proxy.vendors.dashvector.over_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the SDK, as released, warns while it is compiled

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from proxy.core.plan import Pass, PassReason, Verdict
 from proxy.core.request import Request
-from proxy.vendors.dashvector import VectorRead, VectorWrite
-from proxy.vendors.dashvector_grpc import SERVICE, DashVectorGrpc
-from proxy.vendors.dashvector_http import DashVectorHttp
+from proxy.vendors.dashvector.common import VectorRead, VectorWrite
+from proxy.vendors.dashvector.over_grpc import SERVICE, DashVectorGrpc
+from proxy.vendors.dashvector.over_http import DashVectorHttp
 from proxy.vendors.registry import Adapters
 
 LINES = ((b"dashvector-auth-token", b"sk-one"), (b"Content-Type", b"application/json"))

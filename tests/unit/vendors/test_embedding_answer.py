@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from proxy.core.plan import NotStorable, Refusal
-from proxy.vendors.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, Asked, join, split
+from proxy.vendors.dashscope.embedding_answer import COMPATIBLE_ANSWER, NATIVE_ANSWER, Asked, join, split
 from tests.unit.vendors.exchanges import native_answer
 
 DENSE = Asked(frozenset({"embedding"}), None)

@@ -9,7 +9,7 @@ import pytest
 from proxy.core import jsontext
 from proxy.core.plan import Pass, PassReason
 from proxy.core.request import Request, end_to_end
-from proxy.vendors.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
 from proxy.vendors.registry import Adapters
 from tests.unit.vendors.exchanges import CREDENTIAL, HEADERS, compatible, keys, native, planned, read

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.vendors.shares import shares
+from proxy.vendors.apportion import shares
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The admin listener of a running proxy and the client of its API: health, statistics, orders."""

@@ -1,0 +1,1 @@
+"""Redis as a tier: commands, connections, deadlines, the breaker. What is asked for is the cache's business."""

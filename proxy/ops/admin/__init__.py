@@ -1,1 +1,0 @@
-"""The admin listener: health, statistics, switches, and who may reach them."""

@@ -1,0 +1,1 @@
+"""The gRPC listeners: calls, connections and how they are given up."""

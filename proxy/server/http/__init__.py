@@ -1,0 +1,1 @@
+"""The HTTP listeners: connections, the fast lane, bodies, WebSocket."""

@@ -1,0 +1,1 @@
+"""DashScope: embeddings, in its native form and in the OpenAI-compatible one."""

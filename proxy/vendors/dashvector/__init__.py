@@ -1,0 +1,1 @@
+"""DashVector: queries, fetches and writes, over HTTP and over gRPC."""
