@@ -26,6 +26,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 """C0 without the tab, DEL, and C1, whose NEL and CSI end a line or begin a command for whoever obeys them."""
 
 
+INTERIM, SWITCHES = range(100, 200), 101
+"""Another head follows on each of these (RFC 9110 §15.2), but behind the second comes another protocol."""
+
 WANTS_FRESH = contextvars.ContextVar("WANTS_FRESH", default=False)
 """Whether the request that is being sent must have a connection that was not used before."""
 
@@ -67,6 +70,7 @@ class _Connection(ResponseHandler):
         self._alarm: asyncio.TimerHandle | None = None
         self._is_parsing = False
         self._is_resting = False
+        self._is_interim = False  # the last head that came: another has to follow
 
     def may_rest(self) -> bool:
         """
@@ -135,7 +139,7 @@ class _Connection(ResponseHandler):
     def set_response_params(self, **options: Any) -> None:  # noqa: ANN401  aiohttp's options
         """Called by aiohttp for each request, before its answer."""
         self._heads = Heads()
-        self._is_resting = False
+        self._is_resting = self._is_interim = False
         if self._tail:  # it was said before anything was asked, so another answer may follow
             self.force_close()
         super().set_response_params(**options)
@@ -150,6 +154,8 @@ class _Connection(ResponseHandler):
             super().data_received(data)
         finally:
             self._is_parsing = False
+        if self._is_interim:  # aiohttp takes it for the end of the answer, and would wait for the real one for ever
+            self._reschedule_timeout()
         if self._is_resting and self.transport is not None and self._holds_half_a_head():
             self._refuse()
 
@@ -159,6 +165,7 @@ class _Connection(ResponseHandler):
         if not _is_sound(message):
             self._refuse()
             return
+        self._is_interim = message.code in INTERIM and message.code != SWITCHES
         if payload is EMPTY_PAYLOAD and _declares_a_body(message):
             self.force_close()  # there should be none (HEAD, 204, 304), but who declares one may send it
         super().feed_data(data, size)

@@ -19,13 +19,11 @@ from proxy.core.answer import Body
 from proxy.core.errors import ClientError, ErrorCode, UpstreamError
 from proxy.core.request import HeaderLines, Request
 from proxy.core.trouble import Trouble
-from proxy.transport.connections import Connections
+from proxy.transport.connections import INTERIM, SWITCHES, Connections
 from proxy.transport.framing import Framed
 
 MAX_BYTES = 48 * 1024
 """Of a head and a body that are written at once: what an idle connection takes without being full (64 KiB)."""
-
-_CONTINUES, _SWITCHES = range(100, 200), 101
 
 
 class Received:
@@ -118,7 +116,7 @@ class Exchange:
             protocol.start_timeout()
             while True:
                 head, content = await protocol.read()
-                if head.code not in _CONTINUES or head.code == _SWITCHES:
+                if head.code not in INTERIM or head.code == SWITCHES:
                     return Received(head, content, connection)
         except HttpProcessingError as error:
             connection.close()

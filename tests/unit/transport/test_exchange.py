@@ -193,3 +193,41 @@ async def slow(_request: object, writer: asyncio.StreamWriter) -> None:
     for _ in range(8):
         await asyncio.sleep(0.1)
         writer.write(b"x")
+
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json"
+
+
+@pytest.mark.parametrize(
+    "before", [b"100 Continue", b"103 Early Hints", b"102 Processing\r\n\r\nHTTP/1.1 103 Early Hints"]
+)
+@pytest.mark.parametrize("after", [b"", HALF], ids=["nothing", "half a head"])
+@pytest.mark.parametrize("content", [b"short", bytes(100_000)], ids=len)
+async def test_an_upstream_that_falls_silent_behind_an_interim_answer_is_given_up(
+    before: bytes, after: bytes, content: bytes
+) -> None:
+    """An interim answer is the end of one to aiohttp, which then waits for the real one without an end."""
+    gone = asyncio.Event()
+
+    async def half(_request: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 " + before + b"\r\n\r\n" + after)
+        await gone.wait()
+
+    async with RawUpstream(half) as upstream:
+        transport = HttpTransport(
+            upstream.url,
+            slots=Slots(max_inflight=4, max_queue=0, queue_wait_s=1.0),
+            connect_timeout_s=5,
+            read_timeout_s=0.3,
+            keepalive_s=5,
+            max_line_bytes=8190,
+            max_lines=128,
+        )
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(UpstreamError) as told:
+                    await transport.send(Request("POST", "/a", (), "v", content))
+        finally:
+            gone.set()
+            await transport.close()
+    assert told.value.code is ErrorCode.UPSTREAM_TIMEOUT
