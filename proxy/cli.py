@@ -257,6 +257,24 @@ def stats(*, as_json: bool, admin: str | None) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="As the admin API gives it.")
+@admin_options
+def workers(*, as_json: bool, admin: str | None) -> None:
+    """
+    Ask each worker how it does.
+
+    Shown are its connections, requests and memory, how late its loop was, and the breaker. Status 1: fewer answer than
+    there should be.
+    """
+    from proxy.admin.table import workers_table  # noqa: PLC0415
+
+    _, document = _ask(admin, "GET", "/v1/workers")
+    click.echo(json.dumps(document, indent=2) if as_json else workers_table(document))
+    if sum(each["answers"] for each in document["workers"]) < document["wanted"]:
+        sys.exit(EXIT_UNHEALTHY)
+
+
+@main.command()
 @admin_options
 def health(admin: str | None) -> None:
     """

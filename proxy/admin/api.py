@@ -69,6 +69,7 @@ class Admin:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics_text),
                 web.get("/v1/stats", self._stats),
+                web.get("/v1/workers", self._workers),
                 web.get("/v1/mode", self._mode),
                 web.put("/v1/mode", self._set_mode),
                 web.post("/v1/purge", self._purge),
@@ -113,6 +114,9 @@ class Admin:
         totals = await self._metrics.totals()
         told = stats(totals, self._state, redis, self._book.live, self._upstreams, marks=self._purges.held)
         return document({**told, "rates": self.rates.document(totals)})
+
+    async def _workers(self, _request: web.Request) -> web.Response:
+        return document(await self._state.each_worker())
 
     async def _mode(self, _request: web.Request) -> web.Response:
         return document(modes_document(self._book.live, self._upstreams))

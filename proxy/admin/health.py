@@ -2,10 +2,11 @@
 
 import enum
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from proxy.control.channel import Question, Reply
 from proxy.control.redis_link import LinkDown, RedisLink
 from proxy.control.redis_watch import RedisWatch
 from proxy.core.listening import Port
@@ -42,6 +43,9 @@ class Team(Protocol):
     @property
     def silent(self) -> list[int]:
         """The numbers of those that hang."""
+
+    async def ask(self, question: Question) -> Sequence[Reply]:
+        """What each that serves answers."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,21 @@ class State:
         """Workers that serve, how many should, and the numbers of those that hang, if any do."""
         silent = self.workers.silent if self.workers is not None else []
         return {"serving": self.serving, "wanted": self.wanted, **({"silent": silent} if silent else {})}
+
+    async def each_worker(self) -> dict[str, Any]:
+        """How each worker does, as far as it answers within a second."""
+        replies = await self.workers.ask(Question.STATE) if self.workers is not None else ()
+        told = [
+            {
+                "worker": reply.worker,
+                "pid": reply.pid,
+                "age_s": round(reply.age_s, 1),
+                "answers": reply.document is not None,
+                **(reply.document or {}),
+            }
+            for reply in replies
+        ]
+        return {"wanted": self.wanted, "workers": told}
 
     def settings(self) -> dict[str, Any]:
         """When the settings in force were read, and whether others are being put in force."""

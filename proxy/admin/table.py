@@ -14,6 +14,32 @@ def table(document: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def workers_table(document: dict[str, Any]) -> str:
+    """``GET /v1/workers`` for people: a line for each worker."""
+    lines = [
+        ["worker", "pid", "up", "connections", "requests", "at upstreams", "memory", "held", "loop lag", "breaker"]
+    ]
+    for each in document["workers"]:
+        line = [str(each["worker"]), str(each["pid"]), _duration(each["age_s"])]
+        if not each["answers"]:
+            lines.append([*line, "does not answer", *[""] * (len(lines[0]) - len(line) - 1)])
+            continue
+        memory = each["memory"]
+        lines.append(
+            [
+                *line,
+                str(each["connections"]),
+                str(each["requests"]),
+                str(sum(each["upstream_requests"].values())),
+                f"{memory['entries']} rows, {memory['bytes'] / 2**20:.1f} MiB",
+                f"{each['held_bytes'] / 2**20:.1f} MiB",
+                f"{each['loop_lag_ms']:.0f} ms",
+                each["breaker"] or "no Redis",
+            ]
+        )
+    return _columns(lines)
+
+
 def _overview(document: dict[str, Any]) -> str:
     redis, workers = document["redis"], document["workers"]
     answered = {None: "none", True: f"{redis['round_trip_ms']} ms", False: "does not answer"}[redis["ok"]]

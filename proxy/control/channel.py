@@ -5,8 +5,10 @@ The first line carries the settings, secrets included: an argument or the enviro
 """
 
 import asyncio
+import enum
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -66,6 +68,20 @@ class Ping(msgspec.Struct, tag="ping", tag_field="type"):
     """To a worker: say that your loop still turns."""
 
 
+class Question(enum.StrEnum):
+    """What a worker can be asked."""
+
+    STATE = "state"
+    """How it does: connections, requests, memory tier, loop, breaker."""
+
+
+class Ask(msgspec.Struct, tag="ask", tag_field="type"):
+    """To a worker: a question; its answer has the same *number*."""
+
+    number: int
+    question: Question
+
+
 class Drain(msgspec.Struct, tag="drain", tag_field="type"):
     """
     To a worker: stop accepting, end what is running within so many seconds, and exit.
@@ -92,14 +108,31 @@ class Pong(msgspec.Struct, tag="pong", tag_field="type"):
     """From a worker: its loop turns."""
 
 
+class Answered(msgspec.Struct, tag="answered", tag_field="type"):
+    """From a worker: the answer to a question; ``None`` if it cannot tell (yet)."""
+
+    number: int
+    document: dict[str, Any] | None
+
+
 class Met(msgspec.Struct, tag="met", tag_field="type"):
     """From a worker: the cache has, or had, an answer of such a model or collection. Once for each name."""
 
     name: tuple[str, str]
 
 
-ToWorker = Hello | SetModes | SetPurges | LastCall | Ping | Drain
-ToSupervisor = Ready | Confirmed | Pong | Met
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the worker at one place said; *document* is ``None`` if it did not answer in time, or could not tell."""
+
+    worker: int
+    pid: int
+    age_s: float
+    document: Mapping[str, Any] | None
+
+
+ToWorker = Hello | SetModes | SetPurges | LastCall | Ping | Ask | Drain
+ToSupervisor = Ready | Confirmed | Pong | Answered | Met
 
 Message = TypeVar("Message")
 
@@ -202,6 +235,8 @@ class WorkerControl:
         self.linger_s = 0.0
         self.is_replaced = False
         self.is_hastened = False
+        self.answers: dict[Question, Callable[[], dict[str, Any]]] = {}
+        """What answers questions; it must not wait."""
         self._channel = channel
         self._last_call = asyncio.Event()
         self._draining = asyncio.Event()
@@ -246,6 +281,9 @@ class WorkerControl:
                 self._channel.send(Confirmed(message.version))
             elif isinstance(message, Ping):
                 self._channel.send(Pong())
+            elif isinstance(message, Ask):
+                answer = self.answers.get(message.question)
+                self._channel.send(Answered(message.number, None if answer is None else answer()))
             elif isinstance(message, LastCall):
                 self._last_call.set()
             elif isinstance(message, Drain):

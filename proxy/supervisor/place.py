@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,3 +45,9 @@ class Worker:
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the worker has said something or is gone; whoever waits clears it."""
     silence: Silence = field(default_factory=Silence)
+    started_mono_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def age_s(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.started_mono_s

@@ -15,7 +15,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
-from proxy.control.channel import Confirmed, Drain, LastCall, Met, Ready, SetModes, SetPurges, supervisor_end
+from proxy.control.channel import (
+    Answered,
+    Confirmed,
+    Drain,
+    LastCall,
+    Met,
+    Question,
+    Ready,
+    Reply,
+    SetModes,
+    SetPurges,
+    supervisor_end,
+)
 from proxy.control.order_store import Reached
 from proxy.core.modes import Modes
 from proxy.core.purges import Marks
@@ -23,6 +35,7 @@ from proxy.runtime.process import CONTROL_VARIABLE, Backoff
 from proxy.runtime.tasks import Tasks
 from proxy.supervisor.heartbeat import Heartbeats
 from proxy.supervisor.place import Greeting, Place, Sockets, Worker
+from proxy.supervisor.questions import Questions
 from proxy.supervisor.silence import WORKER_PATIENCE, Patience
 from proxy.supervisor.sockets import close_all
 from proxy.telemetry.log_output import logger
@@ -81,6 +94,7 @@ class Workers:
         self._sockets = sockets
         self._running: set[Worker] = set()
         self._heartbeats = Heartbeats(self._running, self._count, patience)
+        self._questions = Questions()
         self._beating: asyncio.Task[None] | None = None
         self._places = [Place(number, hello) for number in range(1, count + 1)]
         self._replacing = asyncio.Lock()
@@ -121,6 +135,10 @@ class Workers:
     async def wait_all_serve(self) -> None:
         """Return when all serve."""
         await self._all_serve.wait()
+
+    async def ask(self, question: Question) -> list[Reply]:
+        """Ask all that serve; see ``Questions.ask``."""
+        return await self._questions.ask([worker for worker in self._running if worker.serves], question)
 
     async def set_modes(self, modes: Modes) -> Reached:
         """Hand *modes* to all; which of those that serve confirmed within a second."""
@@ -325,6 +343,7 @@ class Workers:
             return await self._ended(worker)
         finally:
             self._running.discard(worker)
+            self._questions.lost(worker)
             listening.cancel()
             worker.channel.close()
             worker.heard.set()
@@ -336,6 +355,8 @@ class Workers:
             self._heartbeats.heard(worker)
             if isinstance(message, Confirmed):
                 worker.confirmed = max(worker.confirmed, message.version)
+            elif isinstance(message, Answered):
+                self._questions.answered(worker, message)
             elif isinstance(message, Met):
                 self.names.add(message.name)
             elif isinstance(message, Ready):

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from proxy.cache.claims import Claims
 from proxy.cache.codec import Codec
@@ -19,7 +21,7 @@ from proxy.cache.recently_accepted import Leases
 from proxy.cache.redis.breaker import Guard
 from proxy.cache.redis.tier import RedisTier
 from proxy.cache.tiers import Tiers
-from proxy.control.channel import WorkerControl
+from proxy.control.channel import Question, WorkerControl
 from proxy.control.purges import LivePurges
 from proxy.core.held_bytes import HeldBytes
 from proxy.core.key import Secret
@@ -37,7 +39,7 @@ from proxy.request.negative import Negatives
 from proxy.request.planner import Planner
 from proxy.request.request_id import request_ids
 from proxy.runtime.heap import give_back
-from proxy.runtime.loop_lag import watch_loop
+from proxy.runtime.loop_lag import LoopLag
 from proxy.runtime.offload import Heavy
 from proxy.runtime.tasks import Tasks
 from proxy.server.http.front import Front
@@ -49,7 +51,7 @@ from proxy.telemetry.observer import Observer
 from proxy.transport.slots import Slots
 from proxy.vendors.errors import error_body
 from proxy.worker import parts
-from proxy.worker.ports import open_all
+from proxy.worker.ports import DataPorts, open_all
 
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
@@ -107,7 +109,9 @@ async def serve_worker(
                 listeners=control.listeners,
                 max_connections=parts.max_connections(settings),
             )
-            work = (_report(worker, observer), _tell(worker, own), watch_loop(observer.loop_lag), give_back())
+            lag = LoopLag(observer.loop_lag)
+            control.answers[Question.STATE] = functools.partial(_state, worker, doors, lag)
+            work = (_report(worker, observer), _tell(worker, own), lag.watch(), give_back())
             chores = [worker.tasks.start(chore) for chore in work]
             await control.ready()
             await control.wait_last_call()
@@ -324,6 +328,20 @@ async def built(
         await asyncio.gather(*(transport.close() for transport in over_http.values()))
         await asyncio.gather(*(transport.close() for transport in over_grpc.values()))
         journal.close()
+
+
+def _state(worker: Worker, doors: DataPorts, lag: LoopLag) -> dict[str, Any]:
+    """How a worker does, for ``GET /v1/workers``."""
+    memory = worker.tiers.memory
+    return {
+        "connections": worker.front.clients.count,
+        "requests": worker.front.running + doors.calls_running,
+        "upstream_requests": {upstream: slots.inflight for upstream, slots in worker.slots.items()},
+        "memory": {"entries": memory.entries, "bytes": memory.bytes},
+        "held_bytes": worker.front.held.now,
+        "loop_lag_ms": round(lag.worst_s * 1000, 1),
+        "breaker": worker.guard.state if worker.redis is not None else None,
+    }
 
 
 async def _report(worker: Worker, observer: Observer) -> None:

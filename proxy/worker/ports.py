@@ -49,6 +49,11 @@ class DataPorts:
     served: "Sequence[HttpPort]"
     calls: "Sequence[GrpcFront]"
 
+    @property
+    def calls_running(self) -> int:
+        """How many gRPC calls are being answered."""
+        return sum(front.running for front in self.calls)
+
     async def give_up(self, bridge: Bridge, tasks: Tasks, ending: Ending) -> None:
         """Close the ports without losing who is in them, and let what runs end."""
         linger_s, drain_s = ending.linger_s, ending.drain_s
