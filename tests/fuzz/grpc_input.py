@@ -265,7 +265,19 @@ def may_be_read(data: bytes) -> set[bytes]:
     found: set[bytes] = set()
     for parts in _parts(data).values():
         for start in range(len(parts)):
-            found.update(_split(b"".join(parts[start:])))
+            rest = b"".join(parts[start:])
+            found.update(_split(rest))
+            if any(rest[at] > 1 for at in _prefixes(rest)):
+                found.add(b"")  # gRPC's library takes a first byte that is neither 0 nor 1 for an empty message
+    return found
+
+
+def _prefixes(data: bytes) -> list[int]:
+    """Where messages begin."""
+    found, at = [], 0
+    while len(data) >= at + _PREFIX_BYTES:
+        found.append(at)
+        at += _PREFIX_BYTES + int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
     return found
 
 

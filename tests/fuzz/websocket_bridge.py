@@ -25,7 +25,7 @@ _KEY = base64.b64encode(bytes(16))
 _CONTINUES, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _KINDS = (_CONTINUES, _TEXT, _BINARY, _CLOSE, _PING, _PONG)
 _PATIENCE_S = 15.0
-_CODES = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 3000, 4999)
+_CODES = (*range(1000, 1004), *range(1007, 1015), 3000, 4999)
 
 
 def frame(kind: int, content: bytes, *, is_last: bool = True, mask: bytes | None = None, bits: int = 0) -> bytes:
