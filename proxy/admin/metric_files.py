@@ -22,8 +22,8 @@ from proxy.control.live import LiveModes
 from proxy.core.modes import Mode
 from proxy.runtime.data_folder import replace_file
 from proxy.runtime.process import METRICS_VARIABLE
-from proxy.telemetry import labels
 from proxy.telemetry.log_output import logger
+from proxy.vendors.operations import switchable
 
 Totals = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Sample values by name and sorted labels."""
@@ -106,7 +106,7 @@ class MetricFiles:
 
         *upstreams* have their operations beside them.
         """
-        for operation in labels.SWITCHABLE:
+        for operation in switchable():
             holding = {modes.mode(upstream, operation) for upstream, names in upstreams.items() if operation in names}
             for mode in (Mode.BYPASS, Mode.SHADOW):
                 self._mode.labels(mode.value, operation).set(1 if mode in holding else 0)

@@ -13,8 +13,8 @@ from proxy.core.modes import Mode
 from proxy.core.purges import EVERY, Extent
 from proxy.settings.conflicts import ALWAYS_FORWARDED
 from proxy.settings.near import near
-from proxy.telemetry import labels
 from proxy.vendors.dashvector import common as dashvector
+from proxy.vendors.operations import OPERATIONS, named_by, switchable
 
 LONGEST_S = 366 * 86_400.0
 
@@ -57,7 +57,7 @@ def _known(name: str, info: ValidationInfo) -> str:
     context = info.context or {}
     allowed = context[info.field_name]
     if name not in allowed:
-        why = context["of_writes"] if info.field_name == "operation" and name == dashvector.WRITE else "unknown"
+        why = context["of_writes"] if info.field_name == "operation" and name in OPERATIONS else "unknown"
         raise ValueError(f"{why}; allowed: {', '.join(allowed)}{near(name, allowed) if why == 'unknown' else ''}")
     return name
 
@@ -115,10 +115,10 @@ class PurgeOrder(BaseModel):
         """Whether this can apply to an answer of one of *operations* of *upstream*."""
         return self.upstream in (None, upstream) and any(
             self.operation in (None, operation)
-            and (self.model is None or operation in labels.OPERATIONS_OF["dashscope"])
-            and (self.collection is None or operation in labels.OPERATIONS_OF["dashvector"])
+            and (self.model is None or operation in named_by("model"))
+            and (self.collection is None or operation in named_by("collection"))
             for operation in operations
-            if operation in labels.SWITCHABLE
+            if OPERATIONS[operation].is_switchable
         )
 
 
@@ -130,13 +130,13 @@ class ReloadOrder(BaseModel):
 
 def mode_order(body: bytes, served: Mapping[str, Sequence[str]]) -> ModeOrder:
     """The order in *body*; *served* are the upstreams with their operations. Raises Refused with every mistake."""
-    allowed = {"operation": (EVERYTHING, *labels.SWITCHABLE), "upstream": (EVERYTHING, *served)}
+    allowed = {"operation": (EVERYTHING, *switchable()), "upstream": (EVERYTHING, *served)}
     return _read(ModeOrder, body, {**allowed, "of_writes": ALWAYS_FORWARDED})
 
 
 def purge_order(body: bytes, served: Mapping[str, Sequence[str]]) -> PurgeOrder:
     """Likewise."""
-    allowed = {"operation": labels.SWITCHABLE, "upstream": tuple(served)}
+    allowed = {"operation": switchable(), "upstream": tuple(served)}
     return _read(PurgeOrder, body, {**allowed, "served": served, "of_writes": "nothing of a write is kept"})
 
 

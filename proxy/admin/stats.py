@@ -13,6 +13,7 @@ from proxy.control.purges import named
 from proxy.core.modes import Rule
 from proxy.core.purges import Marks
 from proxy.telemetry import labels
+from proxy.vendors.operations import OPERATIONS
 
 
 def version() -> str:
@@ -61,7 +62,7 @@ def stats(
     """The document; *upstreams* have their operations beside them, *marks* are the purges'."""
     sums = _Sums(totals)
     served = {name for names in upstreams.values() for name in names}
-    shown = [name for name in (*labels.OPERATIONS, labels.OTHER) if name in served or name == labels.OTHER]
+    shown = [name for name in (*OPERATIONS, labels.OTHER) if name in served or name == labels.OTHER]
     operations = {name: _operation(sums, name) for name in shown}
     return {
         "version": version(),
@@ -107,7 +108,7 @@ def modes_document(modes: LiveModes, upstreams: Mapping[str, Sequence[str]]) -> 
     ``waiting`` are rules that a later one stands before; some of them hold when that one ends.
     """
     switchable = {
-        upstream: [name for name in operations if name in labels.SWITCHABLE]
+        upstream: [name for name in operations if OPERATIONS[name].is_switchable]
         for upstream, operations in upstreams.items()
     }
     pairs = [(upstream, name) for upstream, names in switchable.items() for name in names]

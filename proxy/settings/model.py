@@ -34,6 +34,7 @@ from proxy.settings.types import (
     is_address,
     split_address,
 )
+from proxy.vendors.operations import EMBEDDING, VECTOR_QUERY, VECTOR_STATS
 
 Profile = Literal["development", "staging", "production"]
 
@@ -258,11 +259,11 @@ class Memory(Section):
 class Lifetimes(Section):
     """How long entries stay fresh."""
 
-    embedding_s: Annotated[float, Gt(0)] = 7.0 * 86_400
+    embedding_s: Annotated[float, Gt(0)] = EMBEDDING.lifetime_s
     """Seven days: a model's embedding of a text does not change."""
-    vector_query_s: Annotated[float, Gt(0)] = 3_600.0
+    vector_query_s: Annotated[float, Gt(0)] = VECTOR_QUERY.lifetime_s
     """One hour: matches, freshness against cost. A write that goes through the proxy voids them at once."""
-    vector_stats_s: Annotated[float, Gt(0)] = 1_800.0
+    vector_stats_s: Annotated[float, Gt(0)] = VECTOR_STATS.lifetime_s
     """Half an hour: statistics and descriptions, what dashboards load. Voided by writes too."""
     jitter: Annotated[float, Ge(0), Le(0.5)] = 0.1
     """Each lifetime is spread by this share in both directions, so that what was filled together ends apart."""

@@ -13,21 +13,9 @@ from proxy.core.plan import PassReason, Refusal
 from proxy.core.trouble import Trouble
 from proxy.settings.model import Settings
 from proxy.transport.slots import QUEUE_FULL, QUEUE_WAIT
-from proxy.vendors.dashscope import common as dashscope
-from proxy.vendors.dashvector import common as dashvector
+from proxy.vendors.operations import of_vendor
 
 OTHER = "other"
-
-OPERATIONS_OF: dict[str, tuple[str, ...]] = {
-    "dashscope": (dashscope.EMBEDDING,),
-    "dashvector": (dashvector.QUERY, dashvector.STATS, dashvector.WRITE),
-}
-"""By vendor: the operations that the cache answers, or that make its answers stale."""
-
-OPERATIONS: tuple[str, ...] = tuple(name for names in OPERATIONS_OF.values() for name in names)
-
-SWITCHABLE: tuple[str, ...] = tuple(name for name in OPERATIONS if name != dashvector.WRITE)
-"""What an operator can name in a mode. In every mode a write is forwarded, and makes stale what it changes."""
 
 STATES: tuple[str, ...] = tuple(state.value for state in CacheState)
 ITEM_RESULTS = ("memory", "redis", "forwarded", "coalesced")
@@ -59,7 +47,7 @@ def upstream_names(settings: Settings) -> tuple[str, ...]:
 
 def upstream_operations(settings: Settings) -> dict[str, tuple[str, ...]]:
     """The operations of each configured upstream, by its name."""
-    return {upstream.name: OPERATIONS_OF[upstream.vendor] for upstream in settings.all_upstreams()}
+    return {upstream.name: of_vendor(upstream.vendor) for upstream in settings.all_upstreams()}
 
 
 def known(value: str, allowed: Iterable[str]) -> str:

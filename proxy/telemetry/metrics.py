@@ -15,6 +15,7 @@ from proxy.core.trouble import FAILS_FOR_ALL, Trouble
 from proxy.telemetry import labels
 from proxy.telemetry.hits import HitSum
 from proxy.telemetry.models import TokensSaved
+from proxy.vendors.operations import OPERATIONS
 
 # From a memory hit (well under a millisecond) to the vendor's slow answers.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -31,7 +32,7 @@ class Metrics:
 
     def __init__(self, upstreams: tuple[str, ...], registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
-        self._operations = (*labels.OPERATIONS, labels.OTHER)
+        self._operations = (*OPERATIONS, labels.OTHER)
         self._upstreams = (*upstreams, labels.OTHER)
         self._make_request_metrics()
         self._make_upstream_metrics()

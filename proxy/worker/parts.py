@@ -22,7 +22,7 @@ from proxy.server.http.front import RequestObserver
 from proxy.settings.model import Settings
 from proxy.transport.http import HttpTransport
 from proxy.transport.slots import Slots
-from proxy.vendors.dashvector import common as dashvector
+from proxy.vendors.operations import OPERATIONS
 from proxy.vendors.registry import Adapters
 
 if TYPE_CHECKING:
@@ -169,12 +169,12 @@ def way(request: Request, over_http: Mapping[str, Transport], over_grpc: Mapping
 
 
 def lifetime_s(settings: Settings, operation: str, model: str) -> float:
-    """An entry's lifetime: the model's, else the operation's."""
+    """An entry's lifetime: the model's, else the operation's. Raises KeyError for one that is not in the table."""
     lifetimes, rule = settings.lifetimes, settings.models.get(model)
     if rule is not None and rule.ttl_s is not None:
         return rule.ttl_s
-    by_operation = {dashvector.QUERY: lifetimes.vector_query_s, dashvector.STATS: lifetimes.vector_stats_s}
-    return by_operation.get(operation, lifetimes.embedding_s)
+    seconds: float = getattr(lifetimes, OPERATIONS[operation].lifetime)
+    return seconds
 
 
 def negative_lifetimes_s(settings: Settings) -> dict[ErrorKind, float]:
@@ -198,5 +198,6 @@ def longest_ms(settings: Settings) -> int:
     """The longest time that anything is kept."""
     lifetimes = settings.lifetimes
     of_models = [rule.ttl_s for rule in settings.models.values() if rule.ttl_s is not None]
-    longest_s = max(lifetimes.embedding_s, lifetimes.vector_query_s, lifetimes.vector_stats_s, *of_models)
+    of_operations = [getattr(lifetimes, each.lifetime) for each in OPERATIONS.values() if each.lifetime]
+    longest_s = max(*of_operations, *of_models)
     return int((longest_s * (1 + lifetimes.jitter) + windows(settings).longest_s) * 1000)

@@ -1,4 +1,4 @@
-"""One vendor, one Redis and two replicas for all tests of a process; each test makes collections of its own."""
+"""One vendor, one Redis and two replicas for the tests of a file; each test makes collections of its own."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -38,7 +38,8 @@ def _redis() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+# Not for the session: idle processes take time too, and many other tests come after.
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def _pair(_vendor: Vendor, clients: Clients, _redis: RedisServer) -> AsyncIterator[Rig]:
     async with rig(_vendor, clients, _redis, replicas=2) as made:
         yield made

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from proxy.core.answer import Again, Answer
-from proxy.core.errors import ErrorCode, no_room
+from proxy.core.answer import Again
 from proxy.core.found import Found
 from proxy.core.held_bytes import FREE_BYTES
 from proxy.server.http.body import NoRoomError
 from proxy.server.http.client_timers import Watch
 from proxy.server.http.fast_lane import HOLD_S, Boundary, Lane
 from proxy.server.http.half_closed import HalfClosed, has_begun
-from proxy.server.http.writing import write_answer
+from proxy.server.http.refusals import HTTP_2, ParserRefusal, refusal, words_for
 
 if TYPE_CHECKING:
     from proxy.server.http.front import Front
@@ -264,9 +262,9 @@ class Connection(RequestHandler):
         """*data* is part of a head. Behind HTTP/2's first lines the parser waits for more than some clients send."""
         if self.watch.head_begins():
             self._start = b""
-        self._start = (self._start + data)[: len(_HTTP_2)]
-        if self._start == _HTTP_2:
-            self._refuse(_refusal(505, "HTTP/2"))
+        self._start = (self._start + data)[: len(HTTP_2)]
+        if self._start == HTTP_2:
+            self._refuse(refusal(505, "HTTP/2"))
         else:
             self._count_head(len(data))
 
@@ -280,15 +278,15 @@ class Connection(RequestHandler):
         """So many bytes more of a head that is not complete; it may be too long, or there may be no room for it."""
         self._head_bytes += size
         if self._head_bytes > self._front.head_bytes:
-            self._refuse(_refusal(431, "too long"))
+            self._refuse(refusal(431, "too long"))
         elif not self._head_hold.add(size * _HEAD_COPIES):
-            self._refuse(_refusal(503, "no room"))
+            self._refuse(refusal(503, "no room"))
 
-    def _refuse(self, refusal: _ErrInfo) -> None:
+    def _refuse(self, error: _ErrInfo) -> None:
         """As aiohttp does with what it cannot parse: its task answers, and ends the connection."""
         self._is_refused = True
         self._head_hold.end()
-        self._messages.append((refusal, EMPTY_PAYLOAD))
+        self._messages.append((error, EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -302,10 +300,10 @@ class Connection(RequestHandler):
             return
         message = self._messages[-1][0]  # what follows a CONNECT is not parsed
         if isinstance(message, _ErrInfo):
-            if _HTTP_2 in (data[: len(_HTTP_2)], (self._start + data)[: len(_HTTP_2)]):
-                self._messages[-1] = (_refusal(505, "HTTP/2"), EMPTY_PAYLOAD)
+            if HTTP_2 in (data[: len(HTTP_2)], (self._start + data)[: len(HTTP_2)]):
+                self._messages[-1] = (refusal(505, "HTTP/2"), EMPTY_PAYLOAD)
         elif not message.path:
-            self._messages[-1] = (_refusal(400, "no target"), EMPTY_PAYLOAD)
+            self._messages[-1] = (refusal(400, "no target"), EMPTY_PAYLOAD)
 
     def _feed(self, data: bytes) -> None:
         """Aiohttp drops what comes once it was told to close; but the body of a request that still runs is wanted."""
@@ -399,53 +397,14 @@ class Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002  may quote what the client sent
     ) -> web.StreamResponse:
         """Called by aiohttp for what it could not parse: 400 and close, as another request may hide behind it."""
-        if isinstance(exc, LineTooLong) or _TOO_MANY in str(exc):
-            status = 431
-        code, text = _WORDS.get(status, _WORDS[400])
+        status, code, text = words_for(status, exc)
         answer = self._front.error_answer("/", status, code, text, str(uuid.uuid4()))
         self._front.refused_by_parser(status, code)
-        return _ParserRefusal(answer)
+        return ParserRefusal(answer)
 
-
-class _ParserRefusal(web.StreamResponse):
-    """Written when aiohttp asks for it, as the parser's errors bypass our handler."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self._answer = answer
-
-    @property
-    def keep_alive(self) -> bool:
-        """Never."""
-        return False
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Write head and body."""
-        await write_answer(request, self._answer, (), keep_alive=False)
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to do."""
-
-
-def _refusal(status: int, why: str) -> _ErrInfo:
-    return _ErrInfo(status, BadHttpMessage(why), why)
-
-
-_WORDS = {
-    400: (ErrorCode.BAD_REQUEST, "this is not a valid HTTP request"),
-    431: (ErrorCode.HEADER_TOO_LARGE, "the header is too large"),
-    503: (ErrorCode.TOO_MUCH_HELD, no_room().message),
-    505: (ErrorCode.VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here"),
-}
-
-_HTTP_2 = b"PRI * HTTP/2.0\r\n\r\n"
-"""How HTTP/2 begins where the client did not ask first (RFC 9113 §3.4); six bytes more follow."""
 
 _HEAD_COPIES = 2
 """Of a head while it comes: the parser's and its lines."""
 
 _LONGEST_LOOK_S = 60.0
 """No Redis is waited for as long, whatever the settings and however busy the loop."""
-
-_TOO_MANY = "Too many headers"
-"""How aiohttp's parser, which has no class for it, complains of more lines than are allowed."""

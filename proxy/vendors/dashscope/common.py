@@ -8,9 +8,6 @@ from proxy.core.plan import PassReason
 from proxy.core.request import Request, list_items
 from proxy.vendors import headers
 
-EMBEDDING = "embedding"
-"""The operation whose answers are kept."""
-
 CREDENTIALS = (b"authorization", b"x-dashscope-apikey", b"x-dashscope-workspace")
 """Two documented ways to authenticate, and the workspace, which selects a sub-account with permissions of its own."""
 

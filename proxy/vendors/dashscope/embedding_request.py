@@ -26,6 +26,7 @@ from proxy.vendors.dashscope.embedding_answer import (
     split,
 )
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
+from proxy.vendors.operations import EMBEDDING
 
 _MOST_MEMBERS = 256
 """The vendor documents ten."""
@@ -69,7 +70,7 @@ class EmbeddingAdapter:
 
     def operation_of(self, method: str, path: str) -> str:  # noqa: ARG002
         """``embedding``, in both dialects."""
-        return dashscope.EMBEDDING
+        return EMBEDDING.name
 
     def write_of(self, method: str, path: str, headers: HeaderLines) -> Write | None:  # noqa: ARG002
         """None: asking for a vector changes nothing."""
@@ -88,25 +89,25 @@ class EmbeddingAdapter:
         try:
             return self._read(request)
         except jsontext.Ambiguous:
-            return Pass(PassReason.AMBIGUOUS, dashscope.EMBEDDING)
+            return Pass(PassReason.AMBIGUOUS, EMBEDDING.name)
 
     def _read(self, request: Request) -> Read | Pass:
         dialect = self._dialect
         tree = jsontext.parse(request.body or b"", _MOST_MEMBERS)
         if not isinstance(tree, dict):
-            return Pass(PassReason.UNKNOWN_SHAPE, dashscope.EMBEDDING)
+            return Pass(PassReason.UNKNOWN_SHAPE, EMBEDDING.name)
         model, texts = _string(tree.get("model")), _texts(dialect.texts_of(tree))
         if texts is None or model is None:
-            return Pass(PassReason.UNKNOWN_SHAPE, dashscope.EMBEDDING)
+            return Pass(PassReason.UNKNOWN_SHAPE, EMBEDDING.name)
         if tree.get("stream") not in (None, False):
-            return Pass(PassReason.EVENT_STREAM, dashscope.EMBEDDING)
+            return Pass(PassReason.EVENT_STREAM, EMBEDDING.name)
         cap = self._caps.get(model, 0)
         if len(texts) > (cap * self._max_pieces or LARGEST_CAP):
-            return Pass(PassReason.OVER_CAP, dashscope.EMBEDDING)
+            return Pass(PassReason.OVER_CAP, EMBEDDING.name)
         fields, kinds = dialect.fields_of(tree), dialect.kinds_of(tree)
         # A list beside the texts could speak of them one by one; asking for fewer texts would then shift its meaning.
         if kinds is None or _holds_list(fields):
-            return Pass(PassReason.UNKNOWN_SHAPE, dashscope.EMBEDDING)
+            return Pass(PassReason.UNKNOWN_SHAPE, EMBEDDING.name)
         return EmbeddingRead(
             dialect=dialect,
             tree=tree,
@@ -143,7 +144,7 @@ class EmbeddingRead:
     @property
     def operation(self) -> str:
         """``embedding``, in both dialects."""
-        return dashscope.EMBEDDING
+        return EMBEDDING.name
 
     @property
     def credential(self) -> bytes:

@@ -19,13 +19,9 @@ from proxy.core.entry import Row
 from proxy.core.plan import ErrorKind, Refusal, Scope, Verdict
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors import headers
+from proxy.vendors.operations import VECTOR_QUERY, VECTOR_STATS, VECTOR_WRITE
 
-QUERY = "vector-query"
-"""Queries, grouped queries and fetches: what documents say."""
-STATS = "vector-stats"
-"""Statistics, descriptions, lists and the service's version: what is told about collections."""
-WRITE = "vector-write"
-"""Whatever is not known to be one of the others."""
+QUERY, STATS, WRITE = (operation.name for operation in (VECTOR_QUERY, VECTOR_STATS, VECTOR_WRITE))
 
 ENDPOINT: Scope = ("endpoint",)
 CATALOG: Scope = ("catalog",)

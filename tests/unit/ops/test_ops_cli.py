@@ -20,7 +20,7 @@ from proxy.core.listening import Port
 from proxy.core.purges import Mark, Marks
 from proxy.runtime.data_folder import DataFolder
 from proxy.settings.model import Start
-from proxy.telemetry import labels
+from proxy.vendors.operations import of_vendor
 
 TOKEN = "token-canary-77aa"
 
@@ -292,7 +292,7 @@ def test_stats_are_a_table_or_json(admin: Admin) -> None:
         ("dashcache_pending_invalidations", ()): 1.0,
     }
     marks = Marks((Mark("ab" * 16, 1.0), Mark("cd" * 16, 2.0, upstream="dashvector", collection="users")))
-    upstreams = {name: labels.OPERATIONS_OF[name] for name in ("dashscope", "dashvector")}
+    upstreams = {name: of_vendor(name) for name in ("dashscope", "dashvector")}
     document = stats_document(totals, state, redis, LiveModes(Start()), upstreams, marks=marks)
     assert document["operations"]["embedding"]["hit_ratio"] == 0.9
     assert document["money_saved"]["amount"] == 1.0  # 2 million tokens at 0.0005 CNY per thousand
