@@ -60,6 +60,7 @@ class Process:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.claims._held.clear()  # or its timer starts another renewal while the loop is closed
         await self.tasks.wait_done(5.0)
         await self.tier.close()
         assert not self.faults
