@@ -4,12 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-EVERY_S = 0.01
-_REMEMBERED = 1_000
+EVERY_S = 0.05
+_REMEMBERED = 200
 
 
 class LoopLag:
-    """Looks at the running loop, a hundred times a second; *tell* hears by how many seconds a timer was late."""
+    """Looks at the running loop, twenty times a second; *tell* hears by how many seconds a timer was late."""
 
     def __init__(self, tell: Callable[[float], None]) -> None:
         self._tell = tell

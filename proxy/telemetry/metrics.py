@@ -309,7 +309,7 @@ class Metrics:
         self._connections_ended = {reason: ended.labels(reason) for reason in labels.ENDINGS}
         self._loop_lag = Histogram(
             "dashcache_loop_lag_seconds",
-            "By how much the workers' event loops were late, a hundred times a second.",
+            "By how much the workers' event loops were late, twenty times a second.",
             buckets=LAG_BUCKETS,
             registry=self.registry,
         )
