@@ -12,8 +12,8 @@ from proxy.request.ask import Landing
 from proxy.request.batching import Rules
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until
-from tests.unit.test_batching import Batching
-from tests.unit.test_fetch import Process, Reply, World, right, true, vector, vectors
+from tests.unit.request.test_batching import Batching
+from tests.unit.request.test_fetch import Process, Reply, World, right, true, vector, vectors
 
 LOCK_S = 0.2
 """Half of it is the lock time of what nothing is known of."""

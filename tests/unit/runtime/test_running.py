@@ -20,7 +20,7 @@ from proxy.supervisor.port_owner import owner_of
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.waiting import wait_until_sync
-from tests.unit.ops.test_ops_supervisor import STUB
+from tests.unit.supervisor.test_supervisor import STUB
 
 TOKEN = "a token that is long enough"
 

@@ -23,7 +23,7 @@ from tests.support.proxy_process import ProxyProcess, ProxyStartError
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until, wait_until_sync
 
-STUB = (sys.executable, "-m", "tests.unit.ops.stub_proxy", "run")
+STUB = (sys.executable, "-m", "tests.unit.supervisor.stub_proxy", "run")
 
 Start = Callable[..., ProxyProcess]
 

@@ -91,7 +91,7 @@ def run(environ: Mapping[str, str]) -> None:
     writer = configure(settings.log, "supervisor")
 
     async def supervise() -> None:
-        command = [sys.executable, "-m", "tests.unit.ops.stub_proxy", "worker"]
+        command = [sys.executable, "-m", "tests.unit.supervisor.stub_proxy", "worker"]
         await Supervisor(settings, config_folder(environ), worker_command=command, environ=environ).run()
 
     asyncio.run(supervise())

@@ -15,7 +15,7 @@ from proxy.request.ask import Job, Landing
 from proxy.request.batching import Rules, common_lines, shared
 from tests.support.gate import Gate
 from tests.support.waiting import wait_until
-from tests.unit.test_fetch import JSON, Plan, Process, Reply, World, right, true, vectors
+from tests.unit.request.test_fetch import JSON, Plan, Process, Reply, World, right, true, vectors
 
 CAP = 4
 SOON = Rules(window_s=0.05, max_bytes=100)

@@ -25,9 +25,9 @@ from proxy.supervisor.workers import NotReplacedError, Workers
 from tests.support.child import send_signal
 from tests.support.proxy_process import ProxyProcess
 from tests.support.waiting import wait_until, wait_until_sync
-from tests.unit.ops.stub_proxy import ALL_DIE
+from tests.unit.supervisor.stub_proxy import ALL_DIE
 
-STUB = (sys.executable, "-m", "tests.unit.ops.stub_proxy", "run")
+STUB = (sys.executable, "-m", "tests.unit.supervisor.stub_proxy", "run")
 
 
 class Rig:
