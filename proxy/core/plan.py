@@ -93,6 +93,8 @@ class Pass:
 
     reason: PassReason
     operation: str = "other"
+    read: "Read | None" = None
+    """What was read of the request, where the answer to it is worth reading: it may teach its ``trial``."""
 
 
 Scope = tuple[str, ...]
@@ -185,6 +187,10 @@ class Read(Protocol):
     def batchable(self) -> "Batchable | None":
         """The same as what can be asked for with others' items or in several requests; ``None`` when it cannot."""
 
+    @property
+    def trial(self) -> "Trial | None":
+        """What is to be told how its vendor took it, if it asks for more items than that is known to take at once."""
+
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """Why an answer with this head is not kept; ``None`` when its body decides."""
 
@@ -207,6 +213,16 @@ class Read(Protocol):
 
     def join(self, rows: Sequence[Row], request_id: str) -> bytes:
         """The answer body made of *rows*, one per item in the client's order, with our *request_id*."""
+
+
+class Trial(Protocol):
+    """Learns how many items a vendor takes at once; what it knows may change, and with it what a request means."""
+
+    def taken(self, items: int) -> None:
+        """The vendor has answered a request for so many, completely and rightly."""
+
+    def refused(self, items: int) -> None:
+        """The vendor has found fault with a request for so many."""
 
 
 class Batchable(Read, Protocol):

@@ -42,6 +42,9 @@ class Telemetry(Protocol):
     def batched(self, items: int, is_right: bool) -> None:
         """Several requests were one upstream request for so many items; not *right*: it brought none of them a row."""
 
+    def batch_limit_changed(self, upstream: str, model: str, before: int, now: int) -> None:
+        """The vendor took more texts of *model* at once than were known, or takes fewer again; once each per model."""
+
     def flight_overdue(self, operation: str) -> None:
         """A request of *operation* brought nothing within its lock time: those who waited for it went on without it."""
 

@@ -338,8 +338,13 @@ class Asker:
         finally:
             hold.end()
         answer, asked = relayed(reply, body), tuple(job.keys[at] for at in positions)
+        trial = job.plan.trial
         if rows is None:
+            if trial is not None and reply.status == _BAD_REQUEST:
+                trial.refused(len(positions))
             return Landing(positions, answer, detail=detail, asked=asked)
+        if trial is not None:
+            trial.taken(len(positions))
         self._callers.accepted(job.owner, job.mark)
         entries = self._entries(job, positions, rows)
         stores = (self._store(job, entries),) if job.can_share and job.keeps else ()

@@ -135,7 +135,10 @@ class Flow:
         request = request.with_body(content)
         planned = await self._planner.plan(route, request)
         if isinstance(planned, Pass):
-            return await self._forward(request, body, outcome, planned.reason)
+            if planned.read is None:
+                return await self._forward(request, body, outcome, planned.reason)
+            keyed = outcome.planned = await self._planner.keyed(route, request, planned.read)
+            return await self._passed(_job(request, keyed, outcome), planned.reason)
         outcome.planned = planned
         if mode is Mode.SHADOW:
             plain = planned.plan.plain
@@ -261,26 +264,35 @@ class Flow:
         self._negatives.note(job, landing)
         return shown
 
-    # --- shadow -------------------------------------------------------------------------------------------------------
+    # --- as it is -----------------------------------------------------------------------------------------------------
 
     async def _shadow(self, job: Job) -> Answer:
         """Forward the request as it is, count what the cache would have said, keep what came."""
         outcome = job.outcome
         _, usable = await self._look_up(job, self._now_unix_ms())
-        outcome.forwarded = len(job.first_positions)
         outcome.shadow_hits = sum(key in usable for key in job.keys)
-        landing = await self._asker.ask(job, range(len(job.keys)), job.request.body or b"")
+        landing, answer = await self._whole(job)
         outcome.detail = landing.detail or PassReason.SHADOW
-        answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
-        if landing.rows is None:
-            return answer
-        self._callers.served(job.owner)
-        _say_settling(job)
         outcome.shadow_mismatches = sum(
-            usable[key].row.differs(row) for key, row in landing.rows.items() if key in usable
+            usable[key].row.differs(row) for key, row in (landing.rows or {}).items() if key in usable
         )
-        answer.after = _keeping(landing)
         return answer
+
+    async def _passed(self, job: Job, reason: PassReason) -> Answer:
+        """Forward the request as it is, although it could be read; what comes is kept, and may teach the adapter."""
+        _, answer = await self._whole(job)
+        job.outcome.detail = reason
+        return answer
+
+    async def _whole(self, job: Job) -> tuple[Landing, Answer]:
+        """The upstream's answer to the client's own request, which is kept if it is complete and right."""
+        job.outcome.forwarded = len(job.first_positions)
+        landing = await self._asker.ask(job, range(len(job.keys)), job.request.body or b"")
+        answer = landing.answer or Answer(502, "Bad Gateway", (), b"")
+        if landing.rows is not None:
+            self._callers.served(job.owner)
+            answer.after = _keeping(landing)
+        return landing, answer
 
     def _now_unix_ms(self) -> int:
         return int(self._clock.wall() * 1000)

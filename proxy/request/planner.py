@@ -1,8 +1,9 @@
 """
 What a request means: its route, its plan, its keys; told from its bytes alone, and therefore remembered.
 
-Equal bytes mean the same as long as the worker lives; of what may change meanwhile (purges) a plan says under which it
-was keyed, and is keyed anew under others. Nothing here looks into a tier or asks anybody.
+Equal bytes mean the same as long as the worker lives. Of what may change meanwhile (purges) a plan says under which it
+was keyed, and is keyed anew under others; a batch whose plan depends on what the vendor takes today is planned each
+time. Nothing here looks into a tier or asks anybody.
 """
 
 import weakref
@@ -126,7 +127,7 @@ class Planner:
         if isinstance(plan, Pass):
             return plan
         planned = await self.keyed(route, request, plan)
-        if is_kept:
+        if is_kept and plan.trial is None:
             self._planned[route, body] = planned
         return planned
 

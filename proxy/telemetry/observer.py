@@ -151,6 +151,15 @@ class Observer:
         """See Telemetry; counted only: each of the requests has its line."""
         self._metrics.batched(items, is_right)
 
+    def batch_limit_changed(self, upstream: str, model: str, before: int, now: int) -> None:
+        """See Telemetry."""
+        if now > before:
+            event, consequence = "batch_limit_learned", "batches of so many are cached; batch_cap can say so for good"
+        else:
+            event, consequence = "batch_limit_taken_back", "the vendor refused a batch; larger ones are passed again"
+        names = {"upstream": upstream, "model": asked.name(model)}
+        self._log.warning(event, **names, before=before, now=now, consequence=consequence)
+
     def flight_overdue(self, operation: str) -> None:
         """See Telemetry; counted only: a vendor that is slow makes many."""
         self._metrics.flight_overdue(operation)

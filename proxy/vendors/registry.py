@@ -6,6 +6,7 @@ from proxy.core.plan import Adapter
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors import headers
 from proxy.vendors.dashscope import common as dashscope
+from proxy.vendors.dashscope.batch_limits import BatchLimits, Told
 from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from proxy.vendors.dashvector import common as dashvector
 from proxy.vendors.dashvector.over_grpc import DashVectorGrpc
@@ -16,12 +17,12 @@ IDENTITY = frozenset((*dashscope.CREDENTIALS, *dashvector.CREDENTIALS))
 
 
 def dashscope_adapters(
-    ignored_headers: frozenset[bytes], batch_caps: Mapping[str, int], max_pieces: int = 1
+    ignored_headers: frozenset[bytes], batch_caps: Mapping[str, int], max_pieces: int, on_limit: Told
 ) -> tuple[Adapter, ...]:
-    """The operations of DashScope that the cache answers."""
-    return (
-        EmbeddingAdapter(NATIVE, ignored_headers, batch_caps, max_pieces),
-        EmbeddingAdapter(COMPATIBLE, ignored_headers, batch_caps, max_pieces),
+    """The operations of DashScope that the cache answers; each has limits of its own, as the vendor may set them so."""
+    return tuple(
+        EmbeddingAdapter(dialect, BatchLimits(batch_caps, max_pieces, on_limit), ignored_headers)
+        for dialect in (NATIVE, COMPATIBLE)
     )
 
 
@@ -35,7 +36,11 @@ def dashvector_adapters(ignored_headers: frozenset[bytes], overfetch_topk: int =
 
 
 class Adapters:
-    """Finds the adapter for a request; *vendors* maps each upstream's name to its vendor."""
+    """
+    Finds the adapter for a request; *vendors* maps each upstream's name to its vendor.
+
+    *on_limit* is told of limits that change, see ``batch_limits``.
+    """
 
     def __init__(
         self,
@@ -45,9 +50,10 @@ class Adapters:
         batch_caps: Mapping[str, int] | None = None,
         max_pieces: int = 1,
         overfetch_topk: int = 0,
+        on_limit: Told = lambda _upstream, _model, _before, _now: None,
     ) -> None:
         of_vendor = {
-            "dashscope": dashscope_adapters(ignored_headers, batch_caps or {}, max_pieces),
+            "dashscope": dashscope_adapters(ignored_headers, batch_caps or {}, max_pieces, on_limit),
             "dashvector": dashvector_adapters(ignored_headers, overfetch_topk),
         }
         self._of_upstream = {upstream: of_vendor[vendor] for upstream, vendor in vendors.items()}

@@ -202,7 +202,7 @@ async def built(
         for upstream in upstreams
     }
     over_grpc = parts.grpc_transports(settings, upstreams, ports, slots, own_id)
-    routes = parts.adapters(settings, upstreams)
+    routes = parts.adapters(settings, upstreams, observer)
     standings = Standings(redis, tasks, longest_ms=parts.longest_ms(settings), monotonic=clock.monotonic)
     if redis is not None:
         redis.incarnation.on_renewed += [

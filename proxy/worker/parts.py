@@ -118,7 +118,7 @@ def guard(settings: Settings, tasks: Tasks, observer: Observing, clock: Clock) -
     )
 
 
-def adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
+def adapters(settings: Settings, upstreams: Sequence[Upstream], observer: Observing) -> Adapters:
     """Who plans the requests for each of *upstreams*."""
     return Adapters(
         {upstream.name: upstream.vendor for upstream in upstreams},
@@ -126,6 +126,7 @@ def adapters(settings: Settings, upstreams: Sequence[Upstream]) -> Adapters:
         batch_caps={model: rule.batch_cap for model, rule in settings.models.items() if rule.batch_cap},
         max_pieces=settings.batching.max_pieces if settings.batching.cut else 1,
         overfetch_topk=settings.vector.overfetch_topk,
+        on_limit=observer.batch_limit_changed,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from proxy.core.plan import Pass
 from proxy.core.request import Request
+from proxy.vendors.dashscope.batch_limits import BatchLimits
 from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, Dialect, EmbeddingAdapter, EmbeddingRead
 from tests.fuzz.mutation import json_changed
 from tests.fuzz.oracles import HEADERS, OURS, Meanings, Spelled, keys_of, loaded, stored, told
@@ -21,7 +22,7 @@ from tests.fuzz.oracles import HEADERS, OURS, Meanings, Spelled, keys_of, loaded
 SAMPLES = Path(__file__).parents[1] / "samples" / "dashscope"
 _MOST_NUMBERS = 256
 _MEANINGS = Meanings()
-_ADAPTERS = {False: EmbeddingAdapter(NATIVE), True: EmbeddingAdapter(COMPATIBLE)}
+_ADAPTERS = {False: EmbeddingAdapter(NATIVE, BatchLimits()), True: EmbeddingAdapter(COMPATIBLE, BatchLimits())}
 
 
 def seeds() -> Iterator[bytes]:

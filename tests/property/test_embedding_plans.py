@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.request import Request
+from proxy.vendors.dashscope.batch_limits import BatchLimits
 from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from tests.fuzz import embedding_request
 from tests.fuzz.mutation import json_changed
@@ -77,7 +78,7 @@ MEANINGS = Meanings()
 def test_lines_and_targets_that_differ_do_not_share_a_key(lines, dialect, query):
     tree = {"model": "m", "input": {"texts": ["a"]} if dialect is NATIVE else "a"}
     lines = (*lines, *HEADERS)
-    plan = EmbeddingAdapter(dialect).plan(
+    plan = EmbeddingAdapter(dialect, BatchLimits()).plan(
         Request("POST", dialect.path + query, lines, "default", json.dumps(tree).encode())
     )
     by_name = {}

@@ -17,7 +17,7 @@ async def native(call: Call) -> Answer:
         return submit_text_embedding(call)
     model = find_model(call.model)
     parameters = call.parameters
-    texts = _checked_texts(model, call.input.get("texts"))
+    texts = _checked_texts(model, call.input.get("texts"), call.state.settings.max_texts or model.max_texts)
     text_type = parameters.get("text_type") or "document"
     if text_type not in ("query", "document"):
         raise invalid_value("text_type is invalid, should be query or document.: parameters.text_type")
@@ -41,7 +41,7 @@ async def native(call: Call) -> Answer:
 async def compatible(call: Call) -> Answer:
     """The OpenAI-compatible path."""
     model = find_model(call.model)
-    texts = _checked_texts(model, call.body.get("input"))
+    texts = _checked_texts(model, call.body.get("input"), call.state.settings.max_texts or model.max_texts)
     encoding = call.body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise invalid_value("encoding_format is invalid, should be float or base64.: encoding_format")
@@ -76,14 +76,14 @@ def find_model(name: str) -> EmbeddingModel:
     return EMBEDDING_MODELS[name]
 
 
-def _checked_texts(model: EmbeddingModel, value: Any) -> list[str]:
+def _checked_texts(model: EmbeddingModel, value: Any, max_texts: int) -> list[str]:
     if value is None or value == []:
         raise refuse("empty_input")
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise refuse("invalid_parameter")
-    if len(texts) > model.max_texts:
-        raise invalid_value(f"batch size is invalid, it should not be larger than {model.max_texts}.: input.contents")
+    if len(texts) > max_texts:
+        raise invalid_value(f"batch size is invalid, it should not be larger than {max_texts}.: input.contents")
     if any(not text or token_count(text) > model.max_tokens for text in texts):
         raise refuse("invalid_parameter", f"Range of input length should be [1, {model.max_tokens}]")
     return texts

@@ -11,6 +11,7 @@ class SimSettings:
 
     With ``api_keys`` None every key is accepted except the ``refused_keys``. ``capacity`` is how many calls may run at
     once, ``rpm`` how many may start per minute and model. ``honours_base64`` False answers numbers to base64 requests.
+    ``max_texts`` takes the place of all models' own limits of texts in one request.
     """
 
     api_keys: frozenset[str] | None = None
@@ -20,6 +21,7 @@ class SimSettings:
     frame_delay_ms: float = 0.0
     capacity: int | None = None
     rpm: int | None = None
+    max_texts: int | None = None
     seed: int = 0
     honours_base64: bool = False
     shuffles_embeddings: bool = False

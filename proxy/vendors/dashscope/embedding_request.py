@@ -5,7 +5,7 @@ Native: ``POST /api/v1/services/embeddings/text-embedding/text-embedding``, text
 Compatible (the shape of OpenAI's API): ``POST /compatible-mode/v1/embeddings``, texts in ``input``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,6 +16,7 @@ from proxy.core.plan import ErrorKind, Pass, PassReason, Read, Refusal, Scope, W
 from proxy.core.request import HeaderLines, Request
 from proxy.vendors import json_members
 from proxy.vendors.dashscope import common as dashscope
+from proxy.vendors.dashscope.batch_limits import BatchLimits, Trial
 from proxy.vendors.dashscope.embedding_answer import (
     COMPATIBLE_ANSWER,
     NATIVE_ANSWER,
@@ -25,7 +26,6 @@ from proxy.vendors.dashscope.embedding_answer import (
     lasting_error,
     split,
 )
-from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
 from proxy.vendors.operations import EMBEDDING
 
 _MOST_MEMBERS = 256
@@ -50,19 +50,12 @@ class Dialect:
 
 
 class EmbeddingAdapter:
-    """Plans the text embedding requests of one dialect; batches of up to *max_pieces* times the vendor's cap."""
+    """Plans the text embedding requests of one dialect, batches within *limits*."""
 
-    def __init__(
-        self,
-        dialect: Dialect,
-        ignored_headers: frozenset[bytes] = frozenset(),
-        caps: Mapping[str, int] | None = None,
-        max_pieces: int = 1,
-    ) -> None:
+    def __init__(self, dialect: Dialect, limits: BatchLimits, ignored_headers: frozenset[bytes] = frozenset()) -> None:
         self._dialect = dialect
-        self._max_pieces = max_pieces
+        self._limits = limits
         self._ignored = ignored_headers
-        self._caps = {**BATCH_CAPS, **(caps or {})}
 
     def wants(self, method: str, path: str) -> bool:
         """Whether the route is this dialect's; any other spelling of the path is passed on."""
@@ -101,14 +94,16 @@ class EmbeddingAdapter:
             return Pass(PassReason.UNKNOWN_SHAPE, EMBEDDING.name)
         if tree.get("stream") not in (None, False):
             return Pass(PassReason.EVENT_STREAM, EMBEDDING.name)
-        cap = self._caps.get(model, 0)
-        if len(texts) > (cap * self._max_pieces or LARGEST_CAP):
-            return Pass(PassReason.OVER_CAP, EMBEDDING.name)
+        trial = None
+        if len(texts) > self._limits.listed(model):
+            trial = self._limits.trial(request.upstream, model, len(texts))
+            if trial is None:
+                return Pass(PassReason.OVER_CAP, EMBEDDING.name)
         fields, kinds = dialect.fields_of(tree), dialect.kinds_of(tree)
         # A list beside the texts could speak of them one by one; asking for fewer texts would then shift its meaning.
         if kinds is None or _holds_list(fields):
             return Pass(PassReason.UNKNOWN_SHAPE, EMBEDDING.name)
-        return EmbeddingRead(
+        read = EmbeddingRead(
             dialect=dialect,
             tree=tree,
             body=request.body or b"",
@@ -122,8 +117,11 @@ class EmbeddingAdapter:
                 jsontext.canonical(fields),
             ),
             asked=Asked(kinds, _positive(dialect.dimension_of(tree))),
-            cap=cap,
+            cap=self._limits.cap(model),
+            trial=trial,
         )
+        is_known = trial is None or trial.is_known(len(texts))
+        return read if is_known else Pass(PassReason.OVER_CAP, EMBEDDING.name, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +138,8 @@ class EmbeddingRead:
     asked: Asked
     cap: int
     """Texts per call; zero when the model is not known."""
+    trial: Trial | None
+    """See ``core.plan.Read``."""
 
     @property
     def operation(self) -> str:
@@ -164,7 +164,7 @@ class EmbeddingRead:
     @property
     def batchable(self) -> "EmbeddingRead | None":
         """See ``core.plan.Read``; not where nobody knows how many texts the vendor takes."""
-        return self if self.cap else None
+        return self if self.cap and self.trial is None else None
 
     def merged(self, parts: Sequence[tuple[Self, int]]) -> Self:
         """A request for these texts; see ``core.plan.Batchable``."""

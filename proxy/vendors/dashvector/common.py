@@ -148,6 +148,10 @@ class VectorRead:
     def batchable(self) -> None:
         """None: it is one question, and has one answer."""
 
+    @property
+    def trial(self) -> None:
+        """None: there is no more than one item."""
+
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """See ``core.plan.Read``."""
         return self.answer.refusal(status, headers)

@@ -35,7 +35,7 @@ OFF = Rules()
 class Plan:
     """Items are texts; the upstream answers ``text=vector`` for each, with commas between."""
 
-    operation, model, credential, plain = "embedding", "m", b"sk", None
+    operation, model, credential, plain, trial = "embedding", "m", b"sk", None, None
 
     def lasting_error(self, status: int, body: bytes) -> None:
         return None

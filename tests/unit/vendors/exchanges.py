@@ -7,6 +7,7 @@ from pathlib import Path
 from proxy.core.key import Secret, common_digest, item_key
 from proxy.core.plan import Pass
 from proxy.core.request import HeaderLines, Request
+from proxy.vendors.dashscope.batch_limits import BatchLimits
 from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter, EmbeddingRead
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "dashscope"
@@ -68,9 +69,10 @@ def compatible(body: bytes, headers: HeaderLines = HEADERS, target: str = COMPAT
 
 
 def planned(request: Request, **options) -> EmbeddingRead | Pass:
-    """The plan for *request*, by the adapter whose route it is; *options* go to the adapter."""
+    """The plan for *request*, by the adapter whose route it is; *options* go to the adapter or are its limits'."""
     dialect = COMPATIBLE if request.path == COMPATIBLE.path else NATIVE
-    adapter = EmbeddingAdapter(dialect, **options)
+    ignored_headers = options.pop("ignored_headers", frozenset())
+    adapter = EmbeddingAdapter(dialect, BatchLimits(**options), ignored_headers)
     objection = adapter.precheck(request)
     return (
         Pass(objection, adapter.operation_of(request.method, request.path))

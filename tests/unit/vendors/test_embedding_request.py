@@ -1,5 +1,6 @@
 """Requests for text embeddings: which are ours, who shares what, and how fewer texts are asked for (S2)."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -9,6 +10,7 @@ import pytest
 from proxy.core import jsontext
 from proxy.core.plan import Pass, PassReason
 from proxy.core.request import Request, end_to_end
+from proxy.vendors.dashscope.batch_limits import MOST_TEXTS, MOST_TIMES, BatchLimits
 from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from proxy.vendors.models import BATCH_CAPS, LARGEST_CAP
 from proxy.vendors.registry import Adapters
@@ -437,8 +439,7 @@ def test_compatible_inputs_that_are_no_texts_are_passed(given):
 def test_batches_over_the_cap_are_passed():
     for model, cap in [*BATCH_CAPS.items(), ("unheard-of", LARGEST_CAP)]:
         assert len(read(native(changed(model=model, input={"texts": ["a"] * cap}))).items) == cap
-        over = planned(native(changed(model=model, input={"texts": ["a"] * (cap + 1)})))
-        assert over == Pass(PassReason.OVER_CAP, "embedding")
+        assert is_over(planned(native(changed(model=model, input={"texts": ["a"] * (cap + 1)}))))
 
 
 @pytest.mark.parametrize("model", [*BATCH_CAPS, "unheard-of"])
@@ -448,13 +449,79 @@ def test_what_can_be_asked_for_in_pieces_is_planned_up_to_so_many_of_them(model)
     plan = read(native(changed(model=model, input={"texts": ["a"] * most})), max_pieces=3)
     assert plan.batchable is (plan if cap else None)
     assert plan.cap == cap
-    over = planned(native(changed(model=model, input={"texts": ["a"] * (most + 1)})), max_pieces=3)
-    assert over == Pass(PassReason.OVER_CAP, "embedding")
+    assert is_over(planned(native(changed(model=model, input={"texts": ["a"] * (most + 1)})), max_pieces=3))
 
 
 def test_an_operator_can_set_the_cap_of_a_model():
     body = changed(input={"texts": ["a"] * 12})
     assert len(read(native(body), caps={"text-embedding-v4": 12}).items) == 12
+
+
+@pytest.mark.parametrize("model", [*BATCH_CAPS, "unheard-of"])
+@pytest.mark.parametrize("as_asked", [native, compatible])
+def test_c26_a_limit_that_was_learned_is_planned_up_to_and_asked_for_whole(model, as_asked):
+    cap, told = BATCH_CAPS.get(model, 0), []
+    limits, most = BatchLimits(on_change=lambda *change: told.append(change)), (cap or LARGEST_CAP) + 2
+    adapter = EmbeddingAdapter(NATIVE if as_asked is native else COMPATIBLE, limits)
+
+    def plan(texts):
+        given = ["a"] * texts
+        return adapter.plan(as_asked(changed(model=model, input={"texts": given} if as_asked is native else given)))
+
+    over = plan(most)
+    assert is_over(over)
+    over.read.trial.taken(most)
+    for texts in (most - 1, most):
+        assert plan(texts) == dataclasses.replace(over.read, **texts_of(plan(texts)))
+        assert plan(texts).batchable is None
+        assert plan(texts).cap == cap
+    assert is_over(plan(most + 1))
+    over.read.trial.taken(most - 1)
+    assert plan(most).trial is not None  # what is smaller takes nothing back
+    plan(most).trial.refused(cap or LARGEST_CAP)
+    assert not isinstance(plan(most), Pass)  # nor does the refusal of what was never too large
+    plan(most).trial.refused(most - 1)
+    assert is_over(plan(most))
+    assert is_over(plan(most - 1))
+    plan(most).read.trial.taken(most)
+    assert not isinstance(plan(most), Pass)
+    plan(most).trial.refused(most)
+    assert told == [("default", model, most - 2, most), ("default", model, most, most - 2)]
+
+
+def test_c26_only_so_much_can_be_learned():
+    def over(texts, model="text-embedding-v4", **options):
+        return planned(native(changed(model=model, input={"texts": ["a"] * texts})), **options)
+
+    assert over(10 * MOST_TIMES).read is not None
+    assert over(10 * MOST_TIMES + 1) == Pass(PassReason.OVER_CAP, "embedding")
+    assert over(LARGEST_CAP * MOST_TIMES + 1, "unheard-of") == Pass(PassReason.OVER_CAP, "embedding")
+    large = {"caps": {"text-embedding-v4": MOST_TEXTS - 1}}
+    assert over(MOST_TEXTS, **large).read is not None
+    assert over(MOST_TEXTS + 1, **large) == Pass(PassReason.OVER_CAP, "embedding")
+
+
+def test_c26_names_that_clients_make_up_take_no_room_without_end():
+    limits = BatchLimits()
+    for number in range(300):
+        limits.raised("default", f"made-up-{number}", 30)
+    assert [bool(limits.known("default", f"made-up-{number}")) for number in (0, 255, 256, 299)] == [1, 1, 0, 0]
+
+
+def test_c26_each_upstream_has_limits_of_its_own():
+    limits = BatchLimits()
+    limits.raised("one", "text-embedding-v4", 20)
+    assert (limits.known("one", "text-embedding-v4"), limits.known("two", "text-embedding-v4")) == (20, 0)
+
+
+def is_over(plan):
+    """Whether *plan* passes a batch as too large, and listens to what the vendor says of it."""
+    return isinstance(plan, Pass) and plan.reason is PassReason.OVER_CAP and plan.read is not None
+
+
+def texts_of(plan):
+    """What makes a difference between two plans for the same texts, more of them or fewer."""
+    return {name: getattr(plan, name) for name in ("tree", "body", "texts", "items")}
 
 
 def test_every_pass_reason_is_somebodys():
@@ -467,4 +534,4 @@ def test_every_pass_reason_is_somebodys():
 
 def test_a_request_without_a_body_is_ambiguous():
     request = Request("POST", NATIVE.path, HEADERS, "default", None)
-    assert EmbeddingAdapter(NATIVE).plan(request) == Pass(PassReason.AMBIGUOUS, "embedding")
+    assert EmbeddingAdapter(NATIVE, BatchLimits()).plan(request) == Pass(PassReason.AMBIGUOUS, "embedding")

@@ -7,17 +7,17 @@ import pytest
 
 from proxy.settings.model import Lifetimes, Settings
 from proxy.telemetry import labels
-from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE
+from proxy.vendors.dashscope.batch_limits import BatchLimits
+from proxy.vendors.dashscope.embedding_request import COMPATIBLE, NATIVE, EmbeddingAdapter
 from proxy.vendors.dashvector import over_grpc, over_http
 from proxy.vendors.operations import OPERATIONS, Kind, named_by, of_vendor, switchable
-from proxy.vendors.registry import dashscope_adapters
 from proxy.worker.parts import lifetime_s
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_every_route_of_every_adapter_is_an_operation_of_the_table() -> None:
-    adapters = dashscope_adapters(frozenset(), {})
+    adapters = [EmbeddingAdapter(dialect, BatchLimits()) for dialect in (NATIVE, COMPATIBLE)]
     asked = {adapter.operation_of("POST", path) for adapter in adapters for path in (NATIVE.path, COMPATIBLE.path)}
     asked |= {route.operation for route in over_http._READS.values()}
     asked |= {method.operation for method in over_grpc._READS.values()}
