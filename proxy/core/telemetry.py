@@ -51,5 +51,8 @@ class Telemetry(Protocol):
     def connection_ended(self, reason: str) -> None:
         """A client's connection was refused or broken off: too many of them, or too slow; an ErrorCode."""
 
+    def journal_failed(self, error: OSError) -> None:
+        """A write goes on although its word could not be written to the journal."""
+
     def background_failed(self, error: BaseException) -> None:
         """A background task ended with an exception that nobody awaited."""

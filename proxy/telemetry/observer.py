@@ -17,6 +17,7 @@ from proxy.settings.model import Settings
 from proxy.telemetry import asked, labels, metric_space
 from proxy.telemetry.hits import Hits, HitSum
 from proxy.telemetry.log_output import error_fields, logger
+from proxy.telemetry.log_throttle import Throttle
 from proxy.telemetry.metrics import REQUEST_BUCKETS, Metrics
 from proxy.telemetry.names import Name, Names
 from proxy.telemetry.upstream_watch import UpstreamWatch
@@ -42,6 +43,7 @@ class Observer:
         self._metrics = metrics
         self._log_requests = log_requests
         self._hits = Hits(singly=hits_singly, bounds=REQUEST_BUCKETS, tell=self._tell_hits)
+        self._journal_faults = Throttle()
         self._circles, self._tells_circles_s = 0, 0.0
         self._log = logger().bind()  # bound once: the proxy that structlog hands out binds on every call
         self._watch = UpstreamWatch(self._log, hosts or {}, metrics.upstream_failing)
@@ -189,6 +191,18 @@ class Observer:
             hint = "requests to this upstream come back to this proxy: look at its URL, at DNS and at the hosts file"
             self._log.error("upstream_is_a_circle", upstream=upstream, requests=self._circles, hint=hint)
             self._circles = 0
+
+    def journal_failed(self, error: OSError) -> None:
+        """See Telemetry; on a full disk each write has one."""
+        self._metrics.background_failed(error)
+        held_back = self._journal_faults.passes(error.errno)
+        if held_back is not None:
+            self._log.error(
+                "journal_not_written",
+                error=error.strerror or type(error).__name__,
+                times=held_back + 1,
+                consequence="writes go on; if this worker is killed before Redis is told, their old answers stay",
+            )
 
     def background_failed(self, error: BaseException) -> None:
         """See Telemetry."""

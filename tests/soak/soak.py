@@ -21,7 +21,7 @@ WARM_UP_S = 10.0
 MAX_GROWTH = 0.15, 8 * MIB
 MAX_MORE_FILES = 0.2, 20
 MAX_AT_REST = 40
-TOLD_OF_B = ("worker_silent", "worker_hung", "metrics_not_gathered")
+TOLD_OF_B = ("worker_silent", "worker_hung", "metrics_not_gathered", "journal_not_written")
 """Errors that replica B is to log: its workers are hung on purpose, and its disks filled."""
 """Sockets of a worker once all clients have gone: listeners, Redis, kept upstream connections of the last seconds."""
 
@@ -131,10 +131,7 @@ def _of_processes(made: Rig) -> list[str]:
 
 def _is_told_of_b(line: Record) -> bool:
     """Whether replica B is to log this error. A write whose journal has no room goes on, and is said to do so."""
-    is_journal = line.get("error") == "OSError" and str(line.get("where")).startswith(
-        "proxy/cache/invalidation/generations.py"
-    )
-    return line.get("event") in TOLD_OF_B or (line.get("event") == "background_failed" and is_journal)
+    return line.get("event") in TOLD_OF_B
 
 
 def grown(series: list[Series]) -> list[str]:

@@ -178,7 +178,7 @@ class VoidableTier:
         try:
             self._generations.begin(scopes)
         except OSError as error:
-            self._telemetry.background_failed(error)
+            self._telemetry.journal_failed(error)
             return False
         return True
 

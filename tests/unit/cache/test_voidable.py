@@ -44,6 +44,9 @@ class Told:
     def invalidated(self, told: bool) -> None:
         self.invalidations.append(told)
 
+    def journal_failed(self, error: OSError) -> None:
+        self.faults.append(error)
+
     def background_failed(self, error: BaseException) -> None:
         self.faults.append(error)
 
