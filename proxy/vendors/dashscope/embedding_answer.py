@@ -55,7 +55,7 @@ class AnswerForm:
     """Where one dialect keeps its rows, positions, errors and ids."""
 
     path: tuple[str, ...]
-    """Member names that lead to the list of rows."""
+    """Member names that lead to the list of rows: one or two."""
     index: str
     request_id: str
     error: str
@@ -76,7 +76,8 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
     try:
         document = orjson.loads(body)  # strict: refuses what could hide a mark or a second reading
         envelope = members(body)
-        texts = [members(bytes(row)) for row in _elements(_at(envelope, form.path))]
+        around = members(envelope[form.path[0]]) if len(form.path) > 1 else envelope
+        texts = [members(bytes(row)) for row in _elements(around[form.path[-1]])]
         rows = list(zip(texts, _parsed(document, form.path), strict=True))
         holds_more = _lists_beside(document, form.path)
     except (orjson.JSONDecodeError, msgspec.DecodeError, KeyError, RecursionError, NotStorable) as error:
@@ -89,7 +90,7 @@ def split(form: AnswerForm, body: bytes, asked: Asked, weights: Sequence[int]) -
     ordered = _by_position(rows, form.index, len(weights))
     _check_vectors(ordered, asked)
     origin = _origin(document.get(form.request_id))
-    surroundings = _envelope(envelope, form)
+    surroundings = _envelope(envelope, around, form)
     usage = _usage(document.get("usage"), weights)
     return tuple(
         Row(
@@ -162,12 +163,6 @@ def _shape_or_error(form: AnswerForm, body: bytes) -> Refusal:
         return Refusal.VENDOR_ERROR if orjson.loads(body).get(form.error) else Refusal.SHAPE
     except (orjson.JSONDecodeError, AttributeError):
         return Refusal.SHAPE
-
-
-def _at(envelope: Mapping[str, bytes], path: tuple[str, ...]) -> bytes:
-    for name in path[:-1]:
-        envelope = members(envelope[name])
-    return envelope[path[-1]]
 
 
 def _lists_beside(document: object, path: tuple[str, ...]) -> bool:
@@ -263,11 +258,12 @@ def _origin(request_id: object) -> str:
     return request_id if isinstance(request_id, str) and _ID.fullmatch(request_id) else ""
 
 
-def _envelope(envelope: Mapping[str, bytes], form: AnswerForm) -> bytes:
+def _envelope(envelope: Mapping[str, bytes], around: Mapping[str, bytes], form: AnswerForm) -> bytes:
+    """The text of the answer with its marks; *around* has the members of the object that holds the rows."""
     marks = {"usage": USAGE, form.request_id: REQUEST_ID}
     outer, *inner = form.path
     if inner:
-        nested = _object(members(envelope[outer]), {inner[0]: ROWS})
+        nested = _object(around, {inner[0]: ROWS})
         return _object({**envelope, outer: nested}, marks)
     return _object(envelope, {**marks, outer: ROWS})
 
