@@ -80,6 +80,12 @@ class Recorder:
         if not is_right:
             self.failures.append(f"a batch of {items} items was not right")
 
+    def batch_limit_changed(self, upstream: str, model: str, before: int, now: int) -> None:
+        """Nothing is made of it."""
+
+    def journal_failed(self, error: OSError) -> None:
+        self.failures.append(f"journal {error}")
+
     def connection_ended(self, reason: str) -> None:
         self.failures.append(f"connection ended: {reason}")
 
