@@ -5,12 +5,11 @@ One request to an upstream for some items: sent, judged, split into rows, and wh
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Self
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 from proxy.cache.invalidation.tier import VoidableTier
 from proxy.cache.lock_times import LatencyGroup
@@ -34,6 +33,8 @@ from proxy.core.trouble import CallEnded, ignored
 from proxy.request.credentials import Callers
 from proxy.request.watched import Watched
 from proxy.runtime.offload import LARGE_BYTES, Heavy
+
+Result = TypeVar("Result")
 
 # What of a failure is read to hand it to several; a longer one is its first reader's alone.
 _MAX_SHARED_BYTES = 1 << 20
@@ -260,17 +261,16 @@ class Upstreams:
                 raise
         return watched
 
-    @contextlib.asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
+    async def in_time(self, reading: Awaitable[Result]) -> Result:
         """
-        Bounds the time of a read: an upstream that says nothing, or an answer that never ends.
+        The result of *reading*, whose time is bounded: an upstream may say nothing, or an answer never end.
 
         Raises:
-            UpstreamError: it was too slow.
+            UpstreamError: it was too slow; and what *reading* raises.
         """
         try:
             async with asyncio.timeout(self._deadline_s):
-                yield
+                return await reading
         except TimeoutError as error:
             raise UpstreamError(ErrorCode.UPSTREAM_TIMEOUT, "the upstream did not answer in time", 504) from error
 
@@ -328,13 +328,7 @@ class Asker:
         """
         hold = self._held.hold()
         try:
-            async with self._upstreams.in_time():
-                reply = await self._upstreams.send_read(job, content)
-                try:
-                    body, rows, detail = await self._judged(job, reply, positions, hold)
-                except BaseException:
-                    reply.close()
-                    raise
+            reply, body, rows, detail = await self._upstreams.in_time(self._answered(job, positions, content, hold))
         finally:
             hold.end()
         answer, asked = relayed(reply, body), tuple(job.keys[at] for at in positions)
@@ -351,6 +345,17 @@ class Asker:
         job.outcome.stored = job.outcome.stored or bool(stores)
         came = {key: entry.row for key, entry in entries.items()}
         return Landing(positions, answer, came, stores=stores, asked=asked)
+
+    async def _answered(
+        self, job: Job, positions: Sequence[int], content: bytes, hold: Hold
+    ) -> tuple[UpstreamReply, bytes | Stream, tuple[Row, ...] | None, str]:
+        """The reply, and what it was judged to be."""
+        reply = await self._upstreams.send_read(job, content)
+        try:
+            return reply, *await self._judged(job, reply, positions, hold)
+        except BaseException:
+            reply.close()
+            raise
 
     async def _judged(
         self, job: Job, reply: UpstreamReply, positions: Sequence[int], hold: Hold

@@ -143,7 +143,9 @@ class Fetcher:
         can_share = job.can_share and not is_alone
         carried = self._flights.free(job.flight(at) for at in positions) if can_share else frozenset()
         # Its time is not one client's any more: each waits as long as it likes, and the last one ends it.
-        request = dataclasses.replace(job.request, timeout_s=None)
+        request = job.request
+        if request.timeout_s is not None:
+            request = dataclasses.replace(request, timeout_s=None)
         # What is marked goes on its own: with others, it would only have them asked for again.
         job = dataclasses.replace(job, request=request, may_batch=len(carried) == len(positions), keeps=keeps)
         claims = _Claimed(self._claims, carried if job.may_wait and job.outcome.redis_ok else ())
@@ -258,13 +260,14 @@ class _Claimed:
 
         The *first* time the entries are looked for as well: one may have come since they were looked up.
         """
-        wanted = [at for at in positions if not self._is_over and job.flight(at) in self._claimable]
+        claimable = () if self._is_over else self._claimable
+        wanted = {at: flight for at in positions if (flight := job.flight(at)) in claimable}
         # What hangs on tokens, or could not be used, may be there and count no more.
         is_new = is_first and not job.scopes
         entries = [job.keys[at] if is_new and job.keys[at] not in job.unusable else None for at in wanted]
-        answers = dict(zip(wanted, await self._claims.take([job.flight(at) for at in wanted], entries), strict=True))
-        self._held.update(job.flight(at) for at, claim in answers.items() if claim is Claim.OURS)
-        self.alone.update(job.flight(at) for at, claim in answers.items() if claim is Claim.ALONE)
+        answers = dict(zip(wanted, await self._claims.take(list(wanted.values()), entries), strict=True))
+        self._held.update(wanted[at] for at, claim in answers.items() if claim is Claim.OURS)
+        self.alone.update(wanted[at] for at, claim in answers.items() if claim is Claim.ALONE)
         others = [at for at in wanted if answers[at] in (Claim.HELD, Claim.THERE)]
         return [at for at in positions if at not in others], others
 

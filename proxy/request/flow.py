@@ -252,8 +252,7 @@ class Flow:
             outcome.forwarded, outcome.coalesced = len(job.keys), 0
             content = job.request.body or b""
             if job.plan.plain is not None:
-                async with self._upstreams.in_time():
-                    whole = await self._upstreams.send_read(job, content)
+                whole = await self._upstreams.in_time(self._upstreams.send_read(job, content))
                 return relayed(whole, whole)
             landing = await self._asker.ask(job, range(len(job.keys)), content)
             outcome.detail = landing.detail
