@@ -199,6 +199,7 @@ class Observer:
         if held_back is not None:
             self._log.error(
                 "journal_not_written",
+                file=error.filename or "",
                 error=error.strerror or type(error).__name__,
                 times=held_back + 1,
                 consequence="writes go on; if this worker is killed before Redis is told, their old answers stay",

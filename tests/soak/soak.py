@@ -1,6 +1,8 @@
 """One soak from beginning to end, and what it showed."""
 
 import asyncio
+import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +23,11 @@ WARM_UP_S = 10.0
 MAX_GROWTH = 0.15, 8 * MIB
 MAX_MORE_FILES = 0.2, 20
 MAX_AT_REST = 40
-TOLD_OF_B = ("worker_silent", "worker_hung", "metrics_not_gathered", "journal_not_written")
-"""Errors that replica B is to log: its workers are hung on purpose, and its disks filled."""
 """Sockets of a worker once all clients have gone: listeners, Redis, kept upstream connections of the last seconds."""
+TOLD_OF_B = ("worker_silent", "worker_hung", "metrics_not_gathered")
+"""Errors that replica B is to log: its workers are hung on purpose, and its disks filled."""
+NO_ROOM = (os.strerror(errno.ENOSPC), "the journal took a part of a line only", "there is no journal")
+"""The reasons of ``journal_not_written`` on its full disk: of a worker that ran on, and of one that started there."""
 
 
 @dataclass(slots=True)
@@ -131,7 +135,8 @@ def _of_processes(made: Rig) -> list[str]:
 
 def _is_told_of_b(line: Record) -> bool:
     """Whether replica B is to log this error. A write whose journal has no room goes on, and is said to do so."""
-    return line.get("event") in TOLD_OF_B
+    has_no_room = line.get("event") == "journal_not_written" and line.get("error") in NO_ROOM
+    return line.get("event") in TOLD_OF_B or has_no_room
 
 
 def grown(series: list[Series]) -> list[str]:

@@ -261,5 +261,10 @@ class Journal:
             return
         # An empty line first: one that was torn must not take this one along.
         lines = "".join(("\n", *(f"{sign}{scope.hex()}\n" for scope in scopes))).encode("ascii")
-        if os.write(self._file, lines) != len(lines):
-            raise OSError(errno.ENOSPC, "the journal took a part of a line only")
+        try:
+            written = os.write(self._file, lines)
+        except OSError as error:
+            error.filename = str(self._path)  # the system knows a number only
+            raise
+        if written != len(lines):
+            raise OSError(errno.ENOSPC, "the journal took a part of a line only", str(self._path))

@@ -639,7 +639,7 @@ async def test_a_full_disk_stops_writes_in_strict_mode_only(strict, tmp_path, mo
         assert await writing(process, upstream) == "done"
         later(process.store)
         assert not (await process.read()).entries
-    assert [type(fault) for fault in process.told.faults] == [OSError]
+    assert [(type(fault), fault.filename) for fault in process.told.faults] == [(OSError, str(tmp_path / "j"))]
     assert not process.generations._writing
     monkeypatch.undo()
     assert await writing(process, upstream) == "done"

@@ -138,12 +138,12 @@ class Subject:
 def test_a_journal_that_cannot_be_written_is_told_now_and_then_and_what_it_means(pipe: Pipe) -> None:
     observer = Observer(Metrics(()), log_requests=True)
     for _ in range(3):
-        observer.journal_failed(OSError(28, "No space left on device"))
+        observer.journal_failed(OSError(28, "No space left on device", "/data/invalidations-1.journal"))
     observer.journal_failed(OSError(30, "Read-only file system"))
     lines = pipe.lines()
-    assert [(line["event"], line["level"], line["error"]) for line in lines] == [
-        ("journal_not_written", "error", "No space left on device"),
-        ("journal_not_written", "error", "Read-only file system"),
+    assert [(line["event"], line["level"], line["file"], line["error"]) for line in lines] == [
+        ("journal_not_written", "error", "/data/invalidations-1.journal", "No space left on device"),
+        ("journal_not_written", "error", "", "Read-only file system"),
     ]
     assert "writes go on" in lines[0]["consequence"]
 
