@@ -56,6 +56,8 @@ from proxy.worker.ports import DataPorts, open_all
 # How long Redis may not know that answers are stale after it has come back, if no request asks before.
 _TELL_EVERY_S = 1.0
 # Of the requests that an upstream may have at a time, refreshes take a tenth.
+_COUNTED_SHARE = 5 / 8
+"""Of ``limits.held_bytes``: the rest is what the allocator takes beside bytes that come and go in pieces."""
 _REFRESH_SHARE = 10
 
 
@@ -170,7 +172,7 @@ async def built(
     keys = Secret.derive(secret)
     codec = Codec(keys, settings.limits.max_entry_bytes)
     heavy = Heavy()
-    held = HeldBytes(settings.limits.held_bytes)
+    held = HeldBytes(round(settings.limits.held_bytes * _COUNTED_SHARE))
     tiers = Tiers(
         MemoryTier(settings.memory.max_bytes, settings.memory.max_age_s, clock.monotonic),
         redis,
