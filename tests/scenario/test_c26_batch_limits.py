@@ -4,7 +4,9 @@ C26: a vendor that takes larger batches than it is listed to is believed, batch 
 The vendor is the simulator, which says what it would have answered to the client's very own request.
 """
 
+import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +26,8 @@ CAP = 10
 DIALECTS = (NATIVE, COMPATIBLE)
 
 
-def asking(dialect: str, texts: list[str]) -> bytes:
-    return json.dumps({"model": MODEL, "input": {"texts": texts} if dialect == NATIVE else texts}).encode()
+def asking(dialect: str, texts: list[str], model: str = MODEL) -> bytes:
+    return json.dumps({"model": model, "input": {"texts": texts} if dialect == NATIVE else texts}).encode()
 
 
 def texts(prefix: str, count: int) -> list[str]:
@@ -68,8 +70,11 @@ class Rig:
         assert error(response) == error(direct)
         return state(response)
 
-    def told(self) -> list[tuple[str, int, int]]:
-        """What the log says of limits."""
+    async def told(self) -> list[tuple[str, int, int]]:
+        """What the log says of limits, up to the line of a request that is sent last."""
+        marker = f"marker-{uuid.uuid4()}"
+        await post(self.proxy.http_port, NATIVE, bearer("k"), asking(NATIVE, ["last"], marker))
+        await asyncio.to_thread(self.proxy.wait_log, "request", model=marker)
         lines = [line for line in self.proxy.logs if str(line.get("event")).startswith("batch_limit_")]
         assert all(
             (line["level"], line["upstream"], line["model"]) == ("warning", "dashscope", MODEL) for line in lines
@@ -101,20 +106,20 @@ async def test_c26_a_limit_that_was_raised_is_learned_and_one_that_was_lowered_i
     assert await rig.right(dialect, asked, calls=0) == "hit"
     assert await rig.right(dialect, texts("d", 13), calls=1) == "bypass"
     assert await rig.right(dialect, texts("e", 13), calls=1) == "miss"
-    assert rig.told() == [("learned", 10, 12)]
+    assert await rig.told() == [("learned", 10, 12)]
 
     rig.sim.configure(max_texts=None)
     assert await rig.refused(dialect, texts("f", 13)) == "miss"
     assert await rig.refused(dialect, texts("f", 13)) == "bypass"
     assert await rig.refused(dialect, a) == "bypass"  # also what was answered a moment ago, byte for byte
     assert await rig.right(dialect, a[:10], calls=0) == "hit"
-    assert rig.told() == [("learned", 10, 12), ("taken_back", 13, 10)]
+    assert await rig.told() == [("learned", 10, 12), ("taken_back", 13, 10)]
 
     rig.sim.configure(max_texts=12)
     assert await rig.right(dialect, texts("g", 12), calls=1) == "bypass"
     assert await rig.right(dialect, texts("h", 12), calls=1) == "miss"
     assert await rig.right(dialect, a, calls=0) == "hit"
-    assert len(rig.told()) == 2
+    assert len(await rig.told()) == 2
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -126,7 +131,7 @@ async def test_c26_after_a_partial_hit_the_refusal_is_that_of_the_clients_own_ba
     # Eleven are missing, which the vendor refuses in other words than fourteen.
     assert await rig.refused(dialect, [*known[:3], *texts("new", 11)], calls=2) == "miss"
     assert await rig.refused(dialect, [*known[:4], *texts("new", 10)]) == "bypass"
-    assert rig.told() == [("learned", 10, 14), ("taken_back", 14, 10)]
+    assert await rig.told() == [("learned", 10, 14), ("taken_back", 14, 10)]
 
 
 async def test_c26_what_is_reduced_to_an_ordinary_size_tells_nothing_of_large_ones(rig: Rig) -> None:
@@ -137,14 +142,17 @@ async def test_c26_what_is_reduced_to_an_ordinary_size_tells_nothing_of_large_on
     response = await rig.ask(NATIVE, [*known[:4], *texts("new", 9), ""], calls=2)
     assert response.status == 400
     assert state(response) == "miss"
-    assert [change for change, _, _ in rig.told()] == ["learned", "taken_back"]  # by the client's own, which is large
+    assert [change for change, _, _ in await rig.told()] == [
+        "learned",
+        "taken_back",
+    ]  # by the client's own, which is large
 
 
 async def test_c26_a_batch_beyond_what_may_be_learned_is_passed_each_time(rig: Rig) -> None:
     rig.sim.configure(max_texts=100)
     for _ in range(2):
         assert await rig.right(NATIVE, texts("many", 41), calls=1) == "bypass"
-    assert rig.told() == []
+    assert await rig.told() == []
 
 
 async def test_c26_a_text_that_stands_twice_counts_as_often_as_it_is_sent(rig: Rig) -> None:
@@ -152,7 +160,7 @@ async def test_c26_a_text_that_stands_twice_counts_as_often_as_it_is_sent(rig: R
     asked = [*texts("twice", 6), *texts("twice", 6)]
     assert await rig.right(NATIVE, asked, calls=1) == "bypass"
     assert await rig.right(NATIVE, asked, calls=0) == "hit"
-    assert rig.told() == [("learned", 10, 12)]
+    assert await rig.told() == [("learned", 10, 12)]
 
 
 @pytest_asyncio.fixture
