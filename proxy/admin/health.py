@@ -45,7 +45,7 @@ class Team(Protocol):
         """The numbers of those that hang."""
 
     async def ask(self, question: Question) -> Sequence[Reply]:
-        """What each that serves answers."""
+        """The answers of those that serve."""
 
 
 @dataclass(slots=True)

@@ -69,7 +69,7 @@ class Ping(msgspec.Struct, tag="ping", tag_field="type"):
 
 
 class Question(enum.StrEnum):
-    """What a worker can be asked."""
+    """The questions that a worker can be asked."""
 
     STATE = "state"
     """How it does: connections, requests, memory tier, loop, breaker."""
@@ -123,7 +123,7 @@ class Met(msgspec.Struct, tag="met", tag_field="type"):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the worker at one place said; *document* is ``None`` if it did not answer in time, or could not tell."""
+    """The answer of the worker at one place; *document* is ``None`` if it did not answer in time, or could not tell."""
 
     worker: int
     pid: int
@@ -236,7 +236,7 @@ class WorkerControl:
         self.is_replaced = False
         self.is_hastened = False
         self.answers: dict[Question, Callable[[], dict[str, Any]]] = {}
-        """What answers questions; it must not wait."""
+        """The function that answers each question; it must not wait."""
         self._channel = channel
         self._last_call = asyncio.Event()
         self._draining = asyncio.Event()

@@ -21,7 +21,7 @@ class HeldBytes:
 
 
 class Hold:
-    """What one holder has, until ``end``; then it may begin anew."""
+    """The bytes of one holder, until ``end``; then it may begin anew."""
 
     __slots__ = ("_budget", "_free", "kept", "size")
 

@@ -94,7 +94,7 @@ class Pass:
     reason: PassReason
     operation: str = "other"
     read: "Read | None" = None
-    """What was read of the request, where the answer to it is worth reading: it may teach its ``trial``."""
+    """The plan of the request, where the answer to it is worth reading: it may teach its ``trial``."""
 
 
 Scope = tuple[str, ...]
@@ -189,7 +189,7 @@ class Read(Protocol):
 
     @property
     def trial(self) -> "Trial | None":
-        """What is to be told how its vendor took it, if it asks for more items than that is known to take at once."""
+        """The learner of how many items the vendor takes at once, if the request asks for more than are known."""
 
     def refusal(self, status: int, headers: HeaderLines) -> Refusal | None:
         """Why an answer with this head is not kept; ``None`` when its body decides."""

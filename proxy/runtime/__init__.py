@@ -1,1 +1,1 @@
-"""What any of our processes needs of the machine: tasks, work beside the loop, heap, files; nothing of requests."""
+"""Tasks, work beside the loop, heap, files: the machine, for any of our processes. Nothing here knows of requests."""

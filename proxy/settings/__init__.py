@@ -1,1 +1,1 @@
-"""What can be set: fields, types, where they come from, which contradict each other. No defaults live elsewhere."""
+"""Settings: their fields and types, where they come from, which contradict each other. No defaults live elsewhere."""

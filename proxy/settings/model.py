@@ -140,8 +140,8 @@ class Limits(Section):
     """Entries larger than this are not stored: one of them would push out thousands of others."""
     held_bytes: Annotated[int, Ge(2**20)] = 256 * 2**20
     """Most that a worker holds at a time before it is answered: incomplete heads, bodies, gRPC messages, answers that
-    are looked at; up to 4 KiB of each are not counted. Beyond it 503, over gRPC ``RESOURCE_EXHAUSTED``, and answers
-    stream through unstored."""
+    are looked at. Up to 4 KiB of each are not counted, and three eighths of the budget are left for what the allocator
+    takes beside. Beyond it 503, over gRPC ``RESOURCE_EXHAUSTED``, and answers stream through unstored."""
     head_bytes: Annotated[int, Ge(8_190)] = 262_144
     """All lines of a request's head together; beyond it 431."""
     header_bytes: Annotated[int, Ge(8_190)] = 65_536

@@ -1,5 +1,5 @@
 """
-What the vendors' APIs mean: what can be answered from the cache, in which items, how answers are split and joined.
+The vendors' APIs: what can be answered from the cache, in which items, how answers are split and joined.
 
 There is no network here. Each vendor has a folder.
 """

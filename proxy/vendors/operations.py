@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 
 class Kind(StrEnum):
-    """What an operation does to the vendor's data."""
+    """The effect of an operation on the vendor's data."""
 
     READ = "read"
     WRITE = "write"
@@ -30,7 +30,7 @@ class Operation:
     vendor: str
     kind: Kind
     items: str
-    """What one request asks for one or several of."""
+    """The things of which one request asks for one or several."""
     named_by: str
     lifetime: str = ""
     lifetime_s: float = 0.0

@@ -68,7 +68,7 @@ def test_many_single_calls_at_once_are_few_and_right(rig: Rig, options: dict[str
         assert told.header("cache-status") == "dashcache; fwd=miss; fwd-status=200; stored"
 
     def all_known() -> list[Told] | None:
-        """What is kept is kept after its answer is out, so a client that is quick enough asks before."""
+        """Rows are kept after their answer is out, so a client that is quick enough asks before that."""
         warm = ask_singly(rig.proxy.http_url, texts, **options)
         assert [told.said for told in warm] == [told.said for told in cold], "usage too: a share stays what it was"
         return warm if all(told.header("cache-status").startswith("dashcache; hit") for told in warm) else None

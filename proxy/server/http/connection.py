@@ -76,7 +76,7 @@ class Connection(RequestHandler):
         self._is_refused = False
         self._head_hold = front.held.hold()
         self.body_hold = front.held.hold()
-        """What is here of the request's body, whether somebody has taken it from aiohttp's buffer or not."""
+        """The bytes of the request's body that have come, in aiohttp's buffer or already taken from it."""
         self.has_asked = False
         self.watch: Watch
 

@@ -1,4 +1,4 @@
-"""What is refused before it is a request: by aiohttp's parser, or by the connection in its form."""
+"""Refusals of bytes that never became a request: by aiohttp's parser, or by the connection in its form."""
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
@@ -23,7 +23,7 @@ _TOO_MANY = "Too many headers"
 
 
 def refusal(status: int, why: str) -> _ErrInfo:
-    """What aiohttp's parser would have said, had it found the fault."""
+    """An error as aiohttp's parser would report it, had it found the fault."""
     return _ErrInfo(status, BadHttpMessage(why), why)
 
 

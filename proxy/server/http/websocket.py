@@ -105,6 +105,8 @@ class Bridge:
         try:
             raw.protocol.set_parser(cast("Any", tunnel.from_client))  # it has what aiohttp needs of one
             upstream.protocol.set_parser(tunnel.from_upstream, EMPTY_PAYLOAD)
+            if upstream.protocol.transport is None:  # it has ended already, and tells nobody again
+                tunnel.from_upstream.feed_eof()
             await tunnel.ended()
         finally:
             self._open.discard(tunnel)

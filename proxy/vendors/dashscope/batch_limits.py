@@ -59,7 +59,7 @@ class BatchLimits:
         return self.cap(model) * self._max_pieces or LARGEST_CAP
 
     def trial(self, upstream: str, model: str, texts: int) -> "Trial | None":
-        """What learns from a batch of so many *texts*; ``None`` for more than may be learned."""
+        """The learner for a batch of so many *texts*; ``None`` for more than may be learned."""
         return Trial(self, upstream, model) if texts <= min(self.listed(model) * MOST_TIMES, MOST_TEXTS) else None
 
     def known(self, upstream: str, model: str) -> int:
